@@ -1,0 +1,93 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from warehouse.errors import WriterBusy
+from warehouse.lock import LOCK_NAME, writer_lock
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from warehouse.lock import writer_lock
+with writer_lock(Path(sys.argv[1]), "night run"):
+    forked = len(sys.argv) > 2 and os.fork()
+    if not forked:
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that holds the lock, and the pid of the child it then forked, or else its own."""
+    command = [sys.executable, "-c", HOLDER, str(root), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def test_a_second_writer_is_told_at_once_who_is_writing(tmp_path: Path) -> None:
+    with holder(tmp_path) as (process, _):
+        with pytest.raises(WriterBusy) as caught, writer_lock(tmp_path, "me"):
+            pytest.fail("both writers hold the lock")
+        assert (caught.value.owner, caught.value.pid) == ("night run", process.pid)
+        assert caught.value.exit_code == 3
+        assert f"night run (pid {process.pid} on {os.uname().nodename}, since 20" in str(caught.value)
+
+
+def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
+    with writer_lock(tmp_path, "first"):
+        with pytest.raises(WriterBusy, match="first"), writer_lock(tmp_path, "second"):
+            pytest.fail("both writers hold the lock")
+        assert json.loads((tmp_path / LOCK_NAME).read_bytes())["owner"] == "first"
+
+
+def test_the_lock_is_given_back_after_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError), writer_lock(tmp_path, "first"):
+        raise ZeroDivisionError
+    with writer_lock(tmp_path, "second"):
+        pass
+    assert not caplog.records
+
+
+def test_the_lock_of_a_killed_writer_is_taken_over_with_a_log_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holder(tmp_path) as (process, _):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with writer_lock(tmp_path, "next run"):
+        assert json.loads((tmp_path / LOCK_NAME).read_bytes())["owner"] == "next run"
+    (record,) = caplog.records
+    assert f"night run (pid {process.pid}" in record.getMessage()
+    assert "ended without giving it back" in record.getMessage()
+
+
+def test_children_that_outlive_a_killed_writer_do_not_hold_the_lock(tmp_path: Path) -> None:
+    with holder(tmp_path, "fork") as (process, child):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        os.kill(child, 0)
+        try:
+            with writer_lock(tmp_path, "next run"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_an_unreadable_lock_file_still_locks(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_bytes(b"\xff{")
+    with writer_lock(tmp_path, "first"):
+        (tmp_path / LOCK_NAME).write_bytes(b"")
+        with pytest.raises(WriterBusy, match="another process"), writer_lock(tmp_path, "second"):
+            pytest.fail("both writers hold the lock")

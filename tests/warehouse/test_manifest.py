@@ -1,0 +1,217 @@
+import json
+import math
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from warehouse import manifest, store
+from warehouse.errors import CorruptWarehouse, UsageError
+from warehouse.manifest import UnfitFeatures, publish, rollback, snapshots
+from warehouse.reader import open as open_warehouse
+from warehouse.schemas import FEATURES
+from warehouse.snapshot import read_manifest
+
+Build = Callable[..., pa.Table]
+Clock = Callable[[int], datetime]
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.fixture
+def users(feature_rows: Build, at: Clock) -> Build:
+    """`users("a", "b")`: one row per user."""
+    return lambda *ids, **row: feature_rows("user_features", [{"user_id": i, "valid_from": at(1), **row} for i in ids])
+
+
+@pytest.fixture
+def items(feature_rows: Build, at: Clock) -> Build:
+    return lambda *ids, **row: feature_rows("item_features", [{"item_id": i, "valid_from": at(1), **row} for i in ids])
+
+
+def ids(root: Path, table: str, snapshot: str | None = None) -> list[str]:
+    entity = FEATURES[table].names[0]
+    return open_warehouse(root).table(table, [entity], snapshot).to_arrow()[entity].to_pylist()
+
+
+def test_published_rows_read_back_with_their_snapshot_id(tmp_path: Path, users: Build, at: Clock) -> None:
+    made = publish(tmp_path, {"user_features": users("b", "a")}, replace=False, now=at(9), lineage={"run": 7})
+    table = open_warehouse(tmp_path).table("user_features").to_arrow()
+    assert table.schema.equals(FEATURES["user_features"])
+    assert table["user_id"].to_pylist() == ["a", "b"]
+    assert set(table["snapshot_id"].to_pylist()) == {made.snapshot_id}
+    assert read_manifest(tmp_path).current_snapshot() == made
+    assert (made.parent, made.created_at, made.lineage) == (None, at(9), {"run": 7})
+    assert made.stats["user_features"] == {"rows": 2, "rows_added": 2, "augment_dim": 2}
+
+
+def test_a_further_publication_shares_files_and_adds_rows(
+    tmp_path: Path, users: Build, items: Build, at: Clock
+) -> None:
+    first = publish(
+        tmp_path, {"user_features": users("a"), "item_features": items("i")}, replace=False, now=at(1), lineage={}
+    )
+    before = (tmp_path / first.tables["user_features"][0].path).read_bytes()
+    second = publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
+    assert second.tables["user_features"][:1] == first.tables["user_features"]
+    assert second.tables["item_features"] == first.tables["item_features"]
+    assert (tmp_path / first.tables["user_features"][0].path).read_bytes() == before
+    assert second.parent == first.snapshot_id < second.snapshot_id
+    assert ids(tmp_path, "user_features") == ["a", "b"]
+    assert ids(tmp_path, "user_features", first.snapshot_id) == ["a"]
+    rows = open_warehouse(tmp_path).table("user_features").to_arrow()
+    assert rows["snapshot_id"].to_pylist() == [first.snapshot_id, second.snapshot_id]
+
+
+def test_replacing_renews_the_named_tables_only(tmp_path: Path, users: Build, items: Build, at: Clock) -> None:
+    publish(tmp_path, {"user_features": users("a"), "item_features": items("i")}, replace=False, now=at(1), lineage={})
+    made = publish(tmp_path, {"user_features": users("b")}, replace=True, now=at(2), lineage={})
+    assert ids(tmp_path, "user_features") == ["b"]
+    assert ids(tmp_path, "item_features") == ["i"]
+    assert made.stats["item_features"] == {"rows": 1, "rows_added": 0, "augment_dim": 2}
+    publish(tmp_path, {"item_features": items()}, replace=True, now=at(3), lineage={})
+    assert ids(tmp_path, "item_features") == []
+
+
+def test_with_nothing_to_add_the_current_snapshot_stays(tmp_path: Path, users: Build, at: Clock) -> None:
+    first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    before = (tmp_path / "features" / "manifest.json").read_bytes()
+    assert publish(tmp_path, {}, replace=False, now=at(2), lineage={"run": 2}) == first
+    assert publish(tmp_path, {"user_features": users()}, replace=False, now=at(2), lineage={}) == first
+    assert (tmp_path / "features" / "manifest.json").read_bytes() == before
+
+
+def test_the_first_publication_may_be_empty(tmp_path: Path, at: Clock) -> None:
+    made = publish(tmp_path, {}, replace=False, now=at(1), lineage={})
+    assert read_manifest(tmp_path).current == made.snapshot_id
+    assert ids(tmp_path, "user_features") == []
+
+
+def test_equal_content_gives_an_equal_id_and_other_content_another(users: Build, at: Clock, tmp_path: Path) -> None:
+    made = [
+        publish(tmp_path / str(place), {"user_features": rows}, replace=False, now=at(1), lineage=lineage).snapshot_id
+        for place, (rows, lineage) in enumerate(
+            [(users("a", "b"), {}), (users("b", "a"), {}), (users("a", "c"), {}), (users("a", "b"), {"run": 1})]
+        )
+    ]
+    assert made[0] == made[1]
+    assert len(set(made)) == 3
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "nan": ({"augment": [1.0, math.nan]}, "null, NaN or infinite .*user_id 'a'"),
+    "infinite": ({"augment": [1.0, math.inf]}, "null, NaN or infinite .*user_id 'a'"),
+    "null element": ({"augment": [1.0, None]}, "null, NaN or infinite .*user_id 'a'"),
+    "length": ({"augment_dim": 3}, "another length than `augment_dim` says .*user_id 'a'"),
+    "vector on rung none": ({"rung": "none"}, "null where `rung` is `none`, and only there .*user_id 'a'"),
+    "no vector on rung own": ({"augment": None, "rung": "own"}, "null where `rung` is `none`, and only there"),
+    "unknown rung": ({"rung": "ladder"}, "`rung` must be one of own, group, global, none"),
+    "other length than before": ({"augment": [1.0], "augment_dim": 1}, r"lengths \[1, 2\].* `replace`"),
+    "null key": ({"user_id": None}, "column `user_id` has 1 nulls"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_rows_that_break_the_contract_move_nothing(tmp_path: Path, users: Build, at: Clock, case: str) -> None:
+    publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    before = (tmp_path / "features" / "manifest.json").read_bytes()
+    row, message = BROKEN[case]
+    good = users("a0", "z")
+    bad = pa.concat_tables([good.slice(0, 1), users("a", **row), good.slice(1)])
+    with pytest.raises(UnfitFeatures, match=message):
+        publish(tmp_path, {"user_features": bad}, replace=False, now=at(2), lineage={})
+    assert (tmp_path / "features" / "manifest.json").read_bytes() == before
+    assert len(os.listdir(tmp_path / "features" / "user_features")) == 1
+
+
+def test_another_schema_is_refused(tmp_path: Path, users: Build, at: Clock) -> None:
+    rows = users("a")
+    place = rows.column_names.index("partition_no")
+    wide = rows.set_column(place, "partition_no", rows["partition_no"].cast(pa.int64()))
+    for bad, message in [
+        (wide, "`partition_no` is int64, the contract says int32"),
+        (rows.drop_columns(["status"]), "the columns .* the contract says"),
+        (rows.append_column("extra", pa.array(["x"])), "the columns .*extra"),
+    ]:
+        with pytest.raises(UnfitFeatures, match=message):
+            publish(tmp_path, {"user_features": bad}, replace=False, now=at(1), lineage={})
+    with pytest.raises(UsageError, match="no public table `knowledge`"):
+        publish(tmp_path, {"knowledge": rows}, replace=False, now=at(1), lineage={})
+    assert not (tmp_path / "features").exists()
+
+
+def test_vectors_may_change_their_length_when_all_rows_are_replaced(tmp_path: Path, users: Build, at: Clock) -> None:
+    publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    wider = users("a", augment=[1.0, 2.0, 3.0], augment_dim=3)
+    made = publish(tmp_path, {"user_features": wider}, replace=True, now=at(2), lineage={})
+    assert made.augment_dim("user_features") == 3
+
+
+def test_a_run_killed_before_the_pointer_moves_changes_nothing_and_can_be_repeated(
+    tmp_path: Path, users: Build, at: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
+    assert read_manifest(tmp_path).current_snapshot() == first
+    assert ids(tmp_path, "user_features") == ["a"]
+    publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
+    assert ids(tmp_path, "user_features") == ["a", "b"]
+
+
+def test_rollback_moves_the_pointer_and_later_ids_still_rise(tmp_path: Path, users: Build, at: Clock) -> None:
+    first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    second = publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
+    assert rollback(tmp_path, first.snapshot_id) == first
+    assert ids(tmp_path, "user_features") == ["a"]
+    assert [snapshot.snapshot_id for snapshot in snapshots(tmp_path)] == [first.snapshot_id, second.snapshot_id]
+    third = publish(tmp_path, {"user_features": users("c")}, replace=False, now=at(3), lineage={})
+    assert third.parent == first.snapshot_id
+    assert third.snapshot_id > second.snapshot_id
+    assert ids(tmp_path, "user_features") == ["a", "c"]
+
+
+def test_rollback_needs_a_snapshot_whose_files_are_there(tmp_path: Path, users: Build, at: Clock) -> None:
+    first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    second = publish(tmp_path, {"user_features": users("b")}, replace=True, now=at(2), lineage={})
+    with pytest.raises(UsageError, match=f"no snapshot `nope`.*{first.snapshot_id}, {second.snapshot_id}"):
+        rollback(tmp_path, "nope")
+    (tmp_path / first.tables["user_features"][0].path).unlink()
+    with pytest.raises(CorruptWarehouse, match="is missing, although snapshot"):
+        rollback(tmp_path, first.snapshot_id)
+    assert read_manifest(tmp_path).current == second.snapshot_id
+
+
+def test_the_manifest_is_plain_json_with_paths_that_survive_a_move(tmp_path: Path, users: Build, at: Clock) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    made = publish(old, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    value = json.loads((old / "features" / "manifest.json").read_bytes())
+    assert value["current"] == made.snapshot_id
+    assert [ref["path"] for ref in value["snapshots"][0]["tables"]["user_features"]] == [
+        f"features/user_features/{made.snapshot_id}.parquet"
+    ]
+    old.rename(new)
+    assert ids(new, "user_features") == ["a"]
+
+
+def test_a_manifest_of_version_1_still_loads() -> None:
+    current = read_manifest(CASES / "version-1").current_snapshot()
+    assert current is not None
+    assert current.tables["user_features"][0].rows == 4
+    assert current.augment_dim("user_features") == 32
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path, users: Build, at: Clock) -> None:
+    publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    store.write_json(tmp_path / "features" / "manifest.json", {"schema_version": 1, "current": None})
+    with pytest.raises(CorruptWarehouse, match=r"manifest\.json does not have the form of a manifest .*snapshots"):
+        read_manifest(tmp_path)

@@ -1,0 +1,112 @@
+"""`features.duckdb`: views and macros over the current snapshot, for SQL with no Python of ours.
+
+    ATTACH 'features.duckdb' AS features (READ_ONLY);
+    SELECT * FROM features.lorestream.user_features_latest;
+    SELECT * FROM features.lorestream.features_asof('impressions');     -- needs columns user_id, item_id, ts
+
+Everything stands in the schema `lorestream`, and again in `main`, so that `ATTACH ... AS lorestream` makes
+`lorestream.user_features_latest` work. The file holds no rows: it names the Parquet files by absolute path, because
+DuckDB resolves relative ones against the reader's working folder. A moved warehouse needs `rebuild(root)` once.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from warehouse.join import ENTITY, newest, newest_per_instant
+from warehouse.schemas import FEATURES
+from warehouse.snapshot import Snapshot, read_manifest
+from warehouse.sql import quote
+from warehouse.store import replacing
+
+CATALOG_NAME = "features.duckdb"
+SCHEMAS = ("lorestream", "main")
+
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
+    pa.list_(pa.float32()): "FLOAT[]",
+}
+
+
+def rebuild(root: Path) -> Path:
+    """The path of the catalogue, made anew for the current snapshot and renamed into place.
+
+    Readers that have the old one open keep it. Raises CorruptWarehouse when a file of the snapshot is gone.
+    """
+    target = root / CATALOG_NAME
+    snapshot = read_manifest(root).current_snapshot()
+    with replacing(target) as temporary:
+        con = duckdb.connect(str(temporary))
+        try:
+            # One transaction: otherwise each of some thirty statements waits for the disk.
+            con.execute(f"BEGIN; {'; '.join(_statements(root, snapshot))}; COMMIT")
+        finally:
+            con.close()
+    # Someone who opened the old file for writing may have left a log, and DuckDB would replay it onto this one.
+    target.with_name(f"{CATALOG_NAME}.wal").unlink(missing_ok=True)
+    return target
+
+
+def _statements(root: Path, snapshot: Snapshot | None) -> Iterator[str]:
+    """SQL that defines all views and macros. Macros read the files themselves: unlike a view's, their names are
+    looked up in the reader's database, where ours may be attached under any name."""
+    sources = {table: _source(table, [] if snapshot is None else snapshot.files(root, table)) for table in FEATURES}
+    for schema in SCHEMAS:
+        yield f"CREATE SCHEMA IF NOT EXISTS {schema}"
+        snapshot_id = "NULL" if snapshot is None else quote(snapshot.snapshot_id)
+        yield (
+            f"CREATE VIEW {schema}.current_snapshot AS "
+            f"SELECT {snapshot_id}::VARCHAR AS snapshot_id, {quote(str(root.resolve()))} AS warehouse"
+        )
+        for table, source in sources.items():
+            entity = ENTITY[table]
+            side = entity.removesuffix("_id")
+            yield f"CREATE VIEW {schema}.{table} AS SELECT * FROM {source}"
+            yield (
+                f"CREATE VIEW {schema}.{table}_latest AS SELECT * FROM {source} "
+                f"QUALIFY row_number() OVER (PARTITION BY {entity} ORDER BY valid_from DESC, {newest(entity)}) = 1"
+            )
+            yield (
+                f"CREATE MACRO {schema}.{table}_asof(tbl) AS TABLE "
+                f"SELECT i.*, {_columns(side)} FROM query_table(tbl) AS i {_asof(source, entity)}"
+            )
+            yield (
+                f"CREATE MACRO {schema}.{side}_augment_at(entity, moment) AS "
+                f"(SELECT first(augment ORDER BY valid_from DESC, {newest(entity)}) FROM {source} AS f "
+                f"WHERE f.{entity} = entity AND epoch_us(f.valid_from) < epoch_us(moment))"
+            )
+        yield (
+            f"CREATE MACRO {schema}.features_asof(tbl) AS TABLE "
+            f"SELECT i.*, {_columns('user')}, {_columns('item')} FROM query_table(tbl) AS i "
+            + " ".join(_asof(source, ENTITY[table]) for table, source in sources.items())
+        )
+
+
+def _source(table: str, files: Sequence[Path]) -> str:
+    """SQL for the rows of `table`; without files, an empty relation of its columns."""
+    if files:
+        return f"read_parquet([{', '.join(quote(str(file)) for file in files)}])"
+    columns = ", ".join(f"NULL::{_SQL_TYPES[field.type]} AS {field.name}" for field in FEATURES[table])
+    return f"(SELECT {columns} WHERE false)"
+
+
+def _asof(source: str, entity: str) -> str:
+    """SQL that joins `source` to the impressions `i`, under the alias `user` or `item`."""
+    side = entity.removesuffix("_id")
+    rows = newest_per_instant(source, entity, ("valid_from", "augment", "rung"))
+    # Microseconds since 1970 rather than timestamps: they read a `ts` without time zone as UTC in every session.
+    return (
+        f'ASOF LEFT JOIN ({rows}) AS "{side}" '
+        f'ON i.{entity} = "{side}".{entity} AND epoch_us(i.ts) > epoch_us("{side}".valid_from)'
+    )
+
+
+def _columns(side: str) -> str:
+    return (
+        f'"{side}".augment AS {side}_augment, "{side}".augment IS NOT NULL AS has_{side}_augment, '
+        f'"{side}".valid_from AS {side}_valid_from, "{side}".rung AS {side}_rung'
+    )

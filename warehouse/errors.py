@@ -1,0 +1,98 @@
+"""Errors of the whole project: one root, subclasses that carry their values and survive pickling.
+
+The command line turns `exit_code` into its own: 1 failed, 2 usage, configuration or input, 3 another writer.
+"""
+
+from typing import Any
+
+
+class LorestreamError(Exception):
+    """Root of every error this project raises on purpose; the message says what to do next."""
+
+    exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses build their message from typed arguments, so the default (re-calling with the message) would fail.
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(cls: type[LorestreamError], args: tuple[Any, ...], state: dict[str, Any]) -> LorestreamError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class UsageError(LorestreamError):
+    """A mistake in the call, the configuration or the input that the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or value that cannot be used."""
+
+
+class InputError(UsageError):
+    """An input file, table or model that cannot be read or breaks its contract as a whole."""
+
+
+class MissingColumn(InputError):
+    """A required column is absent from an input or a stored table."""
+
+    def __init__(self, table: str, column: str, found: list[str], source: str) -> None:
+        self.table, self.column, self.found, self.source = table, column, found, source
+        super().__init__(
+            f"`{table}` from {source} has no column `{column}`; it has {', '.join(found) or 'no columns'}. "
+            f'Rename the column, or map it in the config: [inputs.{table}.columns] {column} = "its name there".'
+        )
+
+
+class WrongType(InputError):
+    """A column holds a type that cannot be read as the contract's."""
+
+    def __init__(self, table: str, column: str, expected: str, found: str, source: str) -> None:
+        self.table, self.column, self.expected, self.found, self.source = table, column, expected, found, source
+        super().__init__(
+            f"`{table}.{column}` from {source} is {found}, the contract says {expected}. "
+            "Cast the column in the input, or point the config at a query that casts it."
+        )
+
+
+class TooManyRejected(InputError):
+    """The share of input rows that break the contract passes `max_rejected_fraction`."""
+
+    def __init__(self, table: str, rejected: int, total: int, limit: float, reasons: dict[str, int]) -> None:
+        self.table, self.rejected, self.total, self.limit, self.reasons = table, rejected, total, limit, reasons
+        listing = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+        super().__init__(
+            f"{rejected} of {total} rows of `{table}` break the contract ({listing}); the limit is {limit:.1%}. "
+            "Nothing was ingested. Mend the input, or raise `inputs.max_rejected_fraction`."
+        )
+
+
+class WarehouseNotFound(UsageError):
+    """There is no warehouse at a path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"There is no warehouse at {path}. Make one with `lorestream init DIR`, then `lorestream run`."
+        )
+
+
+class CorruptWarehouse(LorestreamError):
+    """A stored file is missing or does not hold what the manifest or ledger says."""
+
+
+class WriterBusy(LorestreamError):
+    """Another process holds the warehouse's writer lock."""
+
+    exit_code = 3
+
+    def __init__(self, path: str, owner: str, host: str, pid: int, since: str) -> None:
+        self.path, self.owner, self.host, self.pid, self.since = path, owner, host, pid, since
+        super().__init__(
+            f"The warehouse {path} is being written by {owner} (pid {pid} on {host}, since {since}). "
+            "Wait for it to end, or stop that process; readers are not affected."
+        )

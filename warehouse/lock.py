@@ -1,0 +1,96 @@
+"""One writer per warehouse, by an advisory lock on `lorestream.lock`; readers need no lock.
+
+The kernel's lock decides, so a killed writer frees the warehouse by dying; the JSON in the file only says who holds
+it. Between machines the lock is as good as the file system's `flock` (local disks, NFSv4 and Lustre with `-o flock`
+are fine); should it fail there, the ledger's exclusive commits still let only one writer win.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging import getLogger
+from pathlib import Path
+
+import orjson
+
+from warehouse.errors import WriterBusy
+
+log = getLogger(__name__)
+
+LOCK_NAME = "lorestream.lock"
+
+_held: set[int] = set()
+_closing_in_children = False
+
+
+@contextmanager
+def writer_lock(root: Path, owner: str) -> Iterator[None]:
+    """Hold the warehouse `root` for the block, as `owner` (what to call this writer in another's error message).
+
+    Raises WriterBusy at once when another writer holds it, in this process or any other.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            raise WriterBusy(
+                str(root),
+                str(holder.get("owner", "another process")),
+                str(holder.get("host", "an unknown host")),
+                int(str(holder.get("pid", 0))),
+                str(holder.get("since", "just now")),
+            ) from None
+        stale = _holder(descriptor)
+        if stale:
+            log.warning(
+                "taking over the writer lock of %s: %s (pid %s on %s, since %s) ended without giving it back",
+                root,
+                *(stale.get(key, "unknown") for key in ("owner", "pid", "host", "since")),
+            )
+        _write(descriptor, owner)
+        _close_in_children(descriptor)
+        try:
+            yield
+        finally:
+            # The file stays: unlinking it would let a third writer lock a new file beside one that is still held.
+            os.ftruncate(descriptor, 0)
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> dict[str, object]:
+    """What the holder wrote, or nothing when the lock was given back (or its holder has not come to write yet)."""
+    try:
+        value = orjson.loads(os.pread(descriptor, 4096, 0))
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write(descriptor: int, owner: str) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "since": now}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, orjson.dumps(holder), 0)
+
+
+def _close_in_children(descriptor: int) -> None:
+    """Keep forked workers from holding the lock: it would outlive a killed writer for as long as they run."""
+    global _closing_in_children
+    _held.add(descriptor)
+    if not _closing_in_children:
+        os.register_at_fork(after_in_child=_drop_held)
+        _closing_in_children = True
+
+
+def _drop_held() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()

@@ -1,0 +1,29 @@
+"""A throw-away copy of a warehouse that shares its files, for dry runs: what is written there is gone afterwards."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The only parts that are ever replaced in place; everything else is immutable and may be linked.
+_MUTABLE = {"manifest.json", "features.duckdb"}
+_SKIPPED = {"lorestream.lock"}
+
+
+@contextmanager
+def overlay(root: Path) -> Iterator[Path]:
+    """A temporary warehouse that holds all of `root`'s files as links; new files land beside them and vanish."""
+    with tempfile.TemporaryDirectory(prefix="lorestream-dry-run-") as folder:
+        copy = Path(folder)
+        for source, folders, files in os.walk(root):
+            target = copy / Path(source).relative_to(root)
+            for name in folders:
+                (target / name).mkdir()
+            for name in files:
+                if name in _MUTABLE:
+                    shutil.copy2(Path(source) / name, target / name)
+                elif name not in _SKIPPED:
+                    (target / name).symlink_to((Path(source) / name).resolve())
+        yield copy

@@ -1,0 +1,112 @@
+"""Reading a warehouse from Python: open, join by time, tables. Needs pyarrow and duckdb only.
+
+import lorestream
+w = lorestream.open("path")
+train = w.join(impressions, user="user_id", item="item_id", ts="ts").to_pandas()
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from warehouse.errors import UsageError, WarehouseNotFound
+from warehouse.frame import Frame, as_arrow
+from warehouse.join import ENTITY, Fill, asof_join
+from warehouse.ledger import FOLDER as LEDGER_FOLDER
+from warehouse.schemas import FEATURES
+from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, read_manifest, require_public
+from warehouse.store import read_table
+
+Clock = Literal["event", "known"]
+
+
+def open(path: str | Path, snapshot: str | None = None) -> "Warehouse":
+    """The warehouse at `path` as it is now, reading `snapshot` or else the current one.
+
+    What it returns does not change while a writer publishes: open again to see newer snapshots.
+    Raises WarehouseNotFound when there is none, UsageError when nothing was published or the snapshot is unknown.
+    """
+    root = Path(path)
+    if not (root / MANIFEST_PATH).is_file():
+        if not (root / LEDGER_FOLDER).is_dir():
+            raise WarehouseNotFound(str(path))
+        raise UsageError(f"The warehouse {path} has published nothing yet. Finish a `lorestream run` first.")
+    manifest = read_manifest(root)
+    chosen = manifest.current_snapshot() if snapshot is None else manifest.get(snapshot)
+    if chosen is None:
+        raise UsageError(f"The warehouse {path} has no current snapshot. Finish a `lorestream run` first.")
+    return Warehouse(root, manifest, chosen)
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """A warehouse open for reading, pinned to one snapshot. It holds no file and no lock open."""
+
+    root: Path
+    manifest: Manifest
+    snapshot: Snapshot
+
+    @property
+    def current_snapshot(self) -> str:
+        """Id of the snapshot that is read unless a call names another."""
+        return self.snapshot.snapshot_id
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots there were when the warehouse was opened, oldest first."""
+        return list(self.manifest.snapshots)
+
+    def join(
+        self,
+        impressions: object,
+        user: str | None = "user_id",
+        item: str | None = "item_id",
+        ts: str = "ts",
+        clock: Clock = "event",
+        snapshot: str | None = None,
+        fill: Fill = "zeros",
+    ) -> Frame:
+        """The impressions, same rows in the same order, with what was known of user and item just before `ts`.
+
+        New columns, for `user` and likewise for `item`: user_augment (list<float32>, see `fill`), has_user_augment
+        (bool), user_valid_from and user_rung (null when nothing was valid yet). The match is the newest row with
+        valid_from < ts, so no row sees its own event or a later one.
+
+        `impressions`: a pyarrow table, pandas or polars frame, or DuckDB relation. `user`, `item`, `ts` name its
+        columns; None for `user` or `item` leaves that side out. Ids are strings or whole numbers; times are
+        timestamps, in UTC if they have no zone. `fill`: what stands where there is no vector, `zeros` or `null`.
+        Raises UsageError for a column that is absent, of another type, or already there.
+        """
+        if clock != "event":
+            raise UsageError(f"join(clock={clock!r}) is not there yet; only clock='event' is.")
+        if fill not in get_args(Fill):
+            raise UsageError(f"join(fill={fill!r}) is unknown; it is one of {', '.join(get_args(Fill))}.")
+        if user is None and item is None:
+            raise UsageError("join() was told to leave out both sides. Name the user or the item column.")
+        chosen, rows = self._choose(snapshot), as_arrow(impressions)
+        for table, column in (("user_features", user), ("item_features", item)):
+            if column is not None:
+                rows = asof_join(
+                    rows,
+                    chosen.files(self.root, table),
+                    entity=ENTITY[table],
+                    on=column,
+                    ts=ts,
+                    dim=chosen.augment_dim(table),
+                    fill=fill,
+                )
+        return Frame(rows)
+
+    def table(self, name: str, columns: Sequence[str] | None = None, snapshot: str | None = None) -> Frame:
+        """All rows of the public table `name` (user_features or item_features), or only some `columns` of them.
+
+        Raises UsageError for a table or column that does not exist.
+        """
+        require_public([name])
+        for column in columns or ():
+            if column not in FEATURES[name].names:
+                raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(FEATURES[name].names)}.")
+        return Frame(read_table(self._choose(snapshot).files(self.root, name), FEATURES[name], columns))
+
+    def _choose(self, snapshot: str | None) -> Snapshot:
+        return self.snapshot if snapshot is None else self.manifest.get(snapshot)

@@ -1,0 +1,129 @@
+"""What `features/manifest.json` says: the snapshots of the public tables and which of them is current.
+
+Readers need only this page: a snapshot is a list of immutable Parquet files, and snapshots share files.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from warehouse.errors import CorruptWarehouse, UsageError
+from warehouse.schemas import FEATURES
+from warehouse.store import FileRef, read_json
+
+SCHEMA_VERSION = 1
+MANIFEST_PATH = "features/manifest.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One published state of the public tables.
+
+    `tables` lists the files of each (paths relative to the warehouse), `stats` holds `rows` and `rows_added` per table
+    and `augment_dim` (the length of every augment vector) where it has rows, `lineage` what the publisher said made it.
+    """
+
+    snapshot_id: str
+    created_at: datetime
+    parent: str | None
+    tables: Mapping[str, tuple[FileRef, ...]]
+    stats: Mapping[str, Mapping[str, int]]
+    lineage: Mapping[str, object]
+
+    def files(self, root: Path, table: str) -> list[Path]:
+        """Absolute paths of the files of `table`, each present with its recorded size.
+
+        Raises CorruptWarehouse for a file that is absent or cut short.
+        """
+        paths = []
+        for ref in self.tables[table]:
+            path = root.resolve() / ref.path
+            size = path.stat().st_size if path.is_file() else None
+            if size != ref.bytes:
+                raise CorruptWarehouse(
+                    f"{path} {'is missing' if size is None else f'has {size} bytes instead of {ref.bytes}'}, although "
+                    f"snapshot {self.snapshot_id} counts on it. Restore it from a backup, or read another snapshot "
+                    "(`lorestream snapshots` lists them, `lorestream rollback ID` makes one current)."
+                )
+            paths.append(path)
+        return paths
+
+    def augment_dim(self, table: str) -> int:
+        """Length of the augment vectors in `table`; 0 when it has no rows."""
+        return self.stats[table].get("augment_dim", 0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All snapshots, oldest first, and the id of the current one (None before the first publication)."""
+
+    current: str | None
+    snapshots: tuple[Snapshot, ...]
+
+    def get(self, snapshot_id: str) -> Snapshot:
+        """The snapshot of that id. Raises UsageError, naming the known ones, when there is none."""
+        for snapshot in self.snapshots:
+            if snapshot.snapshot_id == snapshot_id:
+                return snapshot
+        known = ", ".join(snapshot.snapshot_id for snapshot in self.snapshots[-5:]) or "none yet"
+        raise UsageError(f"There is no snapshot `{snapshot_id}`; the newest ones are: {known}. See `snapshots()`.")
+
+    def current_snapshot(self) -> Snapshot | None:
+        """The current snapshot, or None before the first publication."""
+        return None if self.current is None else self.get(self.current)
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of the warehouse `root`; an empty one when nothing was published yet.
+
+    Raises CorruptWarehouse for a damaged file, UsageError for one written by a newer Lorestream.
+    """
+    path = root / MANIFEST_PATH
+    if not path.exists():
+        return Manifest(None, ())
+    value: dict[str, Any] = read_json(path, "manifest", SCHEMA_VERSION)
+    try:
+        return Manifest(value["current"], tuple(map(_snapshot, value["snapshots"])))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CorruptWarehouse(
+            f"The manifest {path} does not have the form of a manifest ({error!r}). Restore it from a backup."
+        ) from error
+
+
+def manifest_json(manifest: Manifest) -> dict[str, object]:
+    """`manifest` as the JSON object that `read_manifest` reads."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "current": manifest.current,
+        "snapshots": [
+            {
+                "snapshot_id": snapshot.snapshot_id,
+                "created_at": snapshot.created_at.isoformat(),
+                "parent": snapshot.parent,
+                "tables": {table: list(map(asdict, files)) for table, files in snapshot.tables.items()},
+                "stats": {table: dict(stats) for table, stats in snapshot.stats.items()},
+                "lineage": dict(snapshot.lineage),
+            }
+            for snapshot in manifest.snapshots
+        ],
+    }
+
+
+def require_public(tables: Iterable[str]) -> None:
+    """Raise UsageError unless all `tables` are public ones."""
+    for table in tables:
+        if table not in FEATURES:
+            raise UsageError(f"There is no public table `{table}`; the public tables are {', '.join(FEATURES)}.")
+
+
+def _snapshot(value: dict[str, Any]) -> Snapshot:
+    return Snapshot(
+        snapshot_id=value["snapshot_id"],
+        created_at=datetime.fromisoformat(value["created_at"]),
+        parent=value["parent"],
+        tables={table: tuple(FileRef(**ref) for ref in value["tables"][table]) for table in FEATURES},
+        stats={table: value["stats"][table] for table in FEATURES},
+        lineage=value["lineage"],
+    )

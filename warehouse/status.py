@@ -1,0 +1,73 @@
+"""What a warehouse holds, counted from its files."""
+
+from pathlib import Path
+
+from warehouse.errors import WarehouseNotFound
+from warehouse.ledger import Ledger
+from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, KNOWLEDGE, PARTITIONS, REQUESTS
+from warehouse.snapshot import read_manifest
+from warehouse.sql import connect, parquet_view
+
+
+def warehouse_status(root: Path) -> dict[str, object]:
+    """Counts of everything stored under `root`; `users` and `items` are distinct ids, `requests_pending` unpaid calls.
+
+    Raises WarehouseNotFound where there is no warehouse.
+    """
+    ledger = Ledger(root)
+    if not ledger.commits():
+        raise WarehouseNotFound(str(root))
+    published = read_manifest(root)
+    with connect() as con:
+        for name, schema in {
+            "behaviours": BEHAVIOURS,
+            "items": ITEM_VERSIONS,
+            "partitions": PARTITIONS,
+            "requests": REQUESTS,
+        }.items():
+            parquet_view(con, name, ledger.files(name), schema)
+        parquet_view(con, "knowledge", sorted((root / "knowledge").glob("[!.]*.parquet")), KNOWLEDGE)
+        counts = con.sql(
+            """
+            SELECT (SELECT count(*) FROM behaviours) AS events,
+                   (SELECT count(DISTINCT user_id) FROM behaviours) AS users,
+                   (SELECT count(DISTINCT item_id) FROM items) AS items,
+                   (SELECT count(*) FROM partitions) AS partitions,
+                   (SELECT count(DISTINCT request_key) FROM requests
+                    WHERE request_key NOT IN (SELECT request_key FROM knowledge)) AS requests_pending,
+                   (SELECT count(*) FROM knowledge) AS knowledge,
+                   (SELECT coalesce(sum(tokens_in), 0)::BIGINT FROM knowledge) AS tokens_in,
+                   (SELECT coalesce(sum(tokens_out), 0)::BIGINT FROM knowledge) AS tokens_out
+            """
+        ).to_arrow_table()
+        statuses = con.execute("SELECT status, count(*) FROM knowledge GROUP BY status ORDER BY status").fetchall()
+    result: dict[str, object] = dict(counts.to_pylist()[0])
+    result["knowledge_by_status"] = dict(statuses)
+    result["rejected"] = _rejected(ledger)
+    result["snapshots"] = len(published.snapshots)
+    result["current_snapshot"] = published.current
+    return result
+
+
+def _rejected(ledger: Ledger) -> int:
+    with connect() as con:
+        files = ledger.files("rejected")
+        if not files:
+            return 0
+        listing = [str(file) for file in files]
+        [(rows,)] = con.execute("SELECT count(*) FROM read_parquet($1)", [listing]).fetchall()
+    return int(rows)
+
+
+def snapshot_list(root: Path) -> list[dict[str, object]]:
+    """One row per snapshot, oldest first: id, time, rows per table, whether readers see it."""
+    manifest = read_manifest(root)
+    return [
+        {
+            "snapshot_id": snapshot.snapshot_id,
+            "created_at": snapshot.created_at.isoformat(),
+            **{table: stats["rows"] for table, stats in snapshot.stats.items()},
+            "current": snapshot.snapshot_id == manifest.current,
+        }
+        for snapshot in manifest.snapshots
+    ]
