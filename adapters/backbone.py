@@ -1,0 +1,178 @@
+"""A CTR model of DeepCTR-Torch over our samples, with augment vectors as dense features that gradients reach.
+
+The model is the library's; this file says which fields it sees and lays them into its input matrix:
+
+    item, category          the target; item ids unseen in training, and masked ones, share one out-of-vocabulary id
+    hist_item/_category     the newest positive events before the target (attended to by DIN, else averaged)
+    other_item/_category    the newest other events before the target, averaged
+    history                 share of positives among those events, and how full the window is
+    knowledge               user augment, item augment, and a flag for each (only where an arm has knowledge)
+
+No user id: the model must work for users it has not seen.
+"""
+
+import importlib.util
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from adapters.samples import Samples
+from warehouse.errors import ConfigError
+
+Backbone = Literal["DCNMix", "DeepFM", "AutoInt", "DIN"]
+
+PAD, OUT_OF_VOCABULARY, FIRST_KNOWN = 0, 1, 2
+
+# Ids travel in the library's float32 input matrix, which counts exactly up to here.
+MAX_ITEMS = 2**24 - FIRST_KNOWN
+
+
+class CtrConfig(BaseModel, frozen=True, extra="forbid"):
+    """A CTR model and how it is fitted."""
+
+    # DeepFM fits as well as DCNMix on small worlds, at a third of the time.
+    backbone: Backbone = "DeepFM"
+    embedding_dim: int = Field(16, ge=1)
+    hidden: tuple[int, ...] = Field((64, 32), min_length=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    batch_size: int = Field(1024, ge=1)
+    max_epochs: int = Field(30, ge=1)
+    # Epochs without a better validation AUC before fitting ends; the best epoch's weights are kept.
+    patience: int = Field(3, ge=1)
+    # Share of training samples whose item id is hidden. Without it a model leans on ids so much that anything helps it
+    # on new items, and knowledge would look better than it is (measured on MovieLens-1M: +2.4 % AUC from this alone).
+    id_mask: float = Field(0.3, ge=0, lt=1)
+    seed: int = 0
+    device: str = "cpu"
+
+
+def load_library() -> ModuleType:
+    """The package `deepctr_torch`, imported without its look for a newer version on the network.
+
+    Its `__init__` starts a thread that calls PyPI, and no setting turns that off. So its `utils` module, which holds
+    only that function, is loaded first with the function doing nothing; the package then finds it in place.
+    """
+    if "deepctr_torch" not in sys.modules:
+        package = importlib.util.find_spec("deepctr_torch")
+        if package is None or not package.submodule_search_locations:
+            raise ConfigError("DeepCTR-Torch is not installed. Install it with `pip install 'lorestream[lift]'`.")
+        folder = package.submodule_search_locations[0]
+        spec = importlib.util.spec_from_file_location("deepctr_torch.utils", f"{folder}/utils.py")
+        assert spec is not None, folder
+        assert spec.loader is not None, folder
+        utils = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(utils)
+        setattr(utils, "check_version", lambda version: None)  # noqa: B010  (a module has no declared attributes)
+        sys.modules["deepctr_torch.utils"] = utils
+    return import_module("deepctr_torch")
+
+
+class CtrModel(nn.Module):
+    """Logits [b] of a library model for samples by position, given their knowledge features [b, knowledge_dim].
+
+    `known` [items] marks the item codes with training interactions: only those get an id of their own. Positions index
+    `samples`, of which the model keeps the columns it reads, on its device.
+    """
+
+    def __init__(self, samples: Samples, known: np.ndarray, config: CtrConfig, knowledge_dim: int = 0) -> None:
+        super().__init__()
+        if len(samples.items) > MAX_ITEMS:
+            raise ConfigError(f"{len(samples.items)} items are more than the library can number ({MAX_ITEMS}).")
+        self.config, self.knowledge_dim = config, knowledge_dim
+        self.length = samples.liked.shape[1]
+        self.has_categories = len(samples.categories) > 0
+        tokens = np.where(known, np.cumsum(known) - 1 + FIRST_KNOWN, OUT_OF_VOCABULARY)
+        # History arrays hold code + 1, 0 for nothing. An unknown item says nothing as history, so it is left out.
+        history_tokens = np.append(PAD, np.where(known, tokens, PAD))
+        vocabulary = FIRST_KNOWN + int(known.sum())
+
+        def column(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(config.device)
+
+        self.item = column(tokens[samples.item])
+        self.category = column(samples.category[samples.item])
+        self.liked, self.disliked = column(samples.liked), column(samples.disliked)
+        self.history_tokens = column(history_tokens)
+        self.history_categories = column(np.append(PAD, samples.category))
+        with torch.random.fork_rng(devices=[]):
+            self.net = self._library_model(vocabulary, len(samples.categories) + 1)
+            torch.manual_seed(config.seed)
+            self._initialise()
+        self.to(config.device)
+
+    def _library_model(self, vocabulary: int, categories: int) -> nn.Module:
+        load_library()
+        inputs, models = import_module("deepctr_torch.inputs"), import_module("deepctr_torch.models")
+        config = self.config
+        attends = config.backbone == "DIN"
+        # The library's AutoInt counts fields by embedding table, so there history fields cannot share the target's.
+        shared = config.backbone != "AutoInt"
+        columns = []
+        for field, size in (("item", vocabulary), ("category", categories))[: 1 + self.has_categories]:
+            columns.append(inputs.SparseFeat(field, size, config.embedding_dim))
+            for history in ("hist", "other"):
+                name = f"{history}_{field}"
+                table = inputs.SparseFeat(name, size, config.embedding_dim, embedding_name=field if shared else name)
+                # DIN masks its attention by a length column; the rest average over the positions that are not 0.
+                length = "hist_length" if attends and history == "hist" else None
+                columns.append(inputs.VarLenSparseFeat(table, self.length, "mean", length))
+        columns.append(inputs.DenseFeat("history", 2))
+        if self.knowledge_dim:
+            columns.append(inputs.DenseFeat("knowledge", self.knowledge_dim))
+        # A regression task is the library's way of returning the logit, which is safer to take a log loss of.
+        common = {"task": "regression", "seed": config.seed, "dnn_hidden_units": config.hidden}
+        common |= {"dnn_dropout": config.dropout, "l2_reg_embedding": 0.0, "device": config.device}
+        if attends:
+            fields = ["item", "category"][: 1 + self.has_categories]
+            model: nn.Module = models.DIN(columns, fields, **common)
+        else:
+            # AutoInt fixes this one at 0 and has no argument for it.
+            linear = {} if config.backbone == "AutoInt" else {"l2_reg_linear": 0.0}
+            model = getattr(models, config.backbone)(columns, columns, **common, **linear)
+        self.places = list(cast(dict[str, tuple[int, int]], model.feature_index))
+        return model
+
+    def _initialise(self) -> None:
+        """Xavier weights for every Linear layer of the network.
+
+        The library draws them with a standard deviation of 1e-4, from which small data needs many epochs to start.
+        """
+        for name, module in self.net.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+            elif isinstance(module, nn.Embedding) and not name.startswith("linear_model"):
+                nn.init.normal_(module.weight, std=0.05)
+
+    def forward(self, index: Tensor, knowledge: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
+        """Logits [b] of samples `index` [b]; where `masked` [b] is true, the target's item id is hidden."""
+        item = self.item[index]
+        if masked is not None:
+            item = item.masked_fill(masked, OUT_OF_VOCABULARY)
+        liked, disliked = self.liked[index].long(), self.disliked[index].long()
+        liked_count, disliked_count = (liked > 0).sum(1), (disliked > 0).sum(1)
+        events = liked_count + disliked_count
+        parts = {
+            "item": item[:, None],
+            "hist_item": self.history_tokens[liked],
+            "other_item": self.history_tokens[disliked],
+            "hist_length": liked_count[:, None],
+            "category": self.category[index][:, None],
+            "hist_category": self.history_categories[liked],
+            "other_category": self.history_categories[disliked],
+            # Both near zero mean: (likes + 1) / (events + 2) is one half for an unknown user.
+            "history": torch.stack([(liked_count + 1) / (events + 2) - 0.5, events / (2 * self.length) - 0.5], dim=1),
+        }
+        if self.knowledge_dim:
+            assert knowledge is not None, "a model built for knowledge was called without it"
+            parts["knowledge"] = knowledge
+        matrix = torch.cat([parts[name].float() for name in self.places], dim=1)
+        logits: Tensor = self.net(matrix)
+        return logits.squeeze(1)

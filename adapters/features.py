@@ -1,0 +1,70 @@
+"""Knowledge as the features a CTR model reads: both augment vectors, their dot product, and what is missing."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.experts import HybridExpertAdapter
+from adapters.samples import Samples
+
+
+class Knowledge(nn.Module):
+    """Knowledge features of samples by position, [b] -> [b, dim]: a_u, a_i, their dot product, has_user, has_item.
+
+    A missing side is all zeros with its flag at 0. The dot product (over the root of the width) is there because
+    a network finds the agreement of two vectors of 32 numbers only with far more data than one number needs; any
+    reader of the tables can compute it.
+    """
+
+    def __init__(self, out_dim: int) -> None:
+        super().__init__()
+        self.out_dim, self.dim = out_dim, 2 * out_dim + 3
+
+    def features(self, user: Tensor, item: Tensor, has_user: Tensor, has_item: Tensor) -> Tensor:
+        flags = torch.stack([has_user, has_item], dim=1).to(user.dtype)
+        user, item = user * flags[:, :1], item * flags[:, 1:]
+        dot = (user * item).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        return torch.cat([user, item, dot, flags], dim=1)
+
+
+class StoredKnowledge(Knowledge):
+    """Knowledge given as arrays per sample: `user`, `item` [n, out], `has_user`, `has_item` [n]."""
+
+    def __init__(
+        self, user: np.ndarray, item: np.ndarray, has_user: np.ndarray, has_item: np.ndarray, device: str
+    ) -> None:
+        super().__init__(user.shape[1])
+        self.columns = tuple(torch.from_numpy(np.array(c)).to(device) for c in (user, item, has_user, has_item))
+
+    def forward(self, index: Tensor) -> Tensor:
+        user, item, has_user, has_item = (column[index] for column in self.columns)
+        return self.features(user.float(), item.float(), has_user, has_item)
+
+
+class AdaptedKnowledge(Knowledge):
+    """Knowledge that an adapter makes of text vectors [rows, d] while it is being trained."""
+
+    def __init__(
+        self,
+        adapter: HybridExpertAdapter,
+        samples: Samples,
+        user_vectors: np.ndarray,
+        item_vectors: np.ndarray,
+        device: str,
+    ) -> None:
+        super().__init__(adapter.out_dim)
+        self.adapter = adapter.to(device)
+        # A sample without a vector reads row 0 of an empty or other side; its flag then makes the result zero.
+        self.user_vectors, self.item_vectors = (
+            torch.from_numpy(v if len(v) else np.zeros((1, v.shape[1]), dtype=np.float32)).to(device)
+            for v in (user_vectors, item_vectors)
+        )
+        self.user_row = torch.from_numpy(samples.user_row).to(device)
+        self.item_row = torch.from_numpy(samples.item_row).to(device)
+
+    def forward(self, index: Tensor) -> Tensor:
+        user_row, item_row = self.user_row[index], self.item_row[index]
+        user, item = self.adapter(
+            self.user_vectors[user_row.clamp(min=0)].float(), self.item_vectors[item_row.clamp(min=0)].float()
+        )
+        return self.features(user, item, user_row >= 0, item_row >= 0)

@@ -1,0 +1,85 @@
+"""Rows of the public tables: the adapter applied to stored knowledge, only where the current snapshot lacks them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adapters.knowledge import ITEM_KIND, USER_KIND, EntityVectors, Stored, in_chunks
+from adapters.materialise import materialise_items, materialise_users
+from adapters.trained import TrainedAdapter
+from warehouse.schemas import FEATURES, Rung
+from warehouse.sql import connect, parquet_view
+
+_TABLES = {
+    "user_features": (USER_KIND, "user_id", materialise_users),
+    "item_features": (ITEM_KIND, "item_id", materialise_items),
+}
+
+
+def missing_rows(
+    stored: Stored, adapter: TrainedAdapter, published: Mapping[str, Sequence[Path]], now: datetime
+) -> dict[str, pa.Table]:
+    """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`.
+
+    A row counts as published when one with the same entity, source digest, request key and adapter version is there.
+    """
+    tables = {}
+    for name, (kind, entity, _materialise) in _TABLES.items():
+        pieces = []
+        for piece in in_chunks(stored, kind):
+            fresh = _unpublished(piece, published.get(name, ()), name, entity, adapter.meta.version)
+            if fresh.rows.num_rows:
+                pieces.append(_rows(fresh, stored, adapter, name, now))
+        tables[name] = pa.concat_tables(pieces) if pieces else _schema(name).empty_table()
+    return tables
+
+
+def _unpublished(
+    piece: EntityVectors, files: Sequence[Path], name: str, entity: str, adapter_version: str
+) -> EntityVectors:
+    keys = piece.rows.select(["entity_id", "source_digest", "request_key"])
+    keys = keys.append_column("position", pa.array(np.arange(keys.num_rows)))
+    with connect() as con:
+        parquet_view(con, "published", files, FEATURES[name])
+        con.register("candidates", keys)
+        missing = con.sql(
+            f"""
+            SELECT position FROM candidates c ANTI JOIN (
+                SELECT {entity} AS entity_id, source_digest, request_key FROM published WHERE adapter_version = ?
+            ) p USING (entity_id, source_digest, request_key)
+            ORDER BY position
+            """,
+            params=[adapter_version],
+        ).to_arrow_table()
+    positions = missing.column("position").to_numpy()
+    return EntityVectors(piece.rows.take(pa.array(positions)), piece.vectors[positions], piece.has_vector[positions])
+
+
+def _rows(fresh: EntityVectors, stored: Stored, adapter: TrainedAdapter, name: str, now: datetime) -> pa.Table:
+    _kind, entity, materialise = _TABLES[name]
+    n, has, dim = fresh.rows.num_rows, fresh.has_vector, adapter.meta.config.out_dim
+    dense = materialise(adapter, fresh.vectors[has])
+    offsets = np.concatenate([[0], np.cumsum(np.where(has, dim, 0))]).astype(np.int32)
+    augment = pa.ListArray.from_arrays(pa.array(offsets), pa.array(dense.reshape(-1)), mask=pa.array(~has))
+    schema = _schema(name)
+    columns: dict[str, object] = {
+        entity: fresh.rows.column("entity_id"),
+        "created_at": pa.array([now] * n, schema.field("created_at").type),
+        "augment": augment,
+        "augment_dim": pa.array(np.full(n, dim, np.int32)),
+        "rung": pc.if_else(pa.array(has), str(Rung.OWN), str(Rung.NONE)),
+        "encoder_id": pa.array([stored.encoder_id] * n),
+        "adapter_version": pa.array([adapter.meta.version] * n),
+    }
+    for column in fresh.rows.column_names:
+        columns.setdefault(column, fresh.rows.column(column))
+    return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+
+
+def _schema(name: str) -> pa.Schema:
+    schema = FEATURES[name]
+    return schema.remove(schema.get_field_index("snapshot_id"))

@@ -1,0 +1,140 @@
+"""The frozen adapter: trained jointly with a library backbone on labelled behaviours, or projected without labels."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import torch
+
+from adapters.backbone import CtrModel
+from adapters.experts import InputNorm
+from adapters.features import AdaptedKnowledge
+from adapters.fit import EpochReport, fit
+from adapters.samples import Samples, TimeSplit, time_split
+from adapters.trained import AdapterConfig, Projection, Towers, TrainedAdapter, build_adapter
+from warehouse.errors import InputError
+
+EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class NotTrainable(InputError):
+    """The behaviours cannot teach an adapter; a label-free projection can stand in."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"No adapter can be trained: {why}. Until then a label-free projection of the texts stands in "
+            "(adapter kind `projection`)."
+        )
+
+
+def train_adapter(
+    samples: Samples,
+    user_vectors: np.ndarray,
+    item_vectors: np.ndarray,
+    config: AdapterConfig,
+    *,
+    encoder_id: str,
+    progress: Callable[[EpochReport], None] | None = None,
+) -> TrainedAdapter:
+    """An adapter fitted together with `config.backbone` on the older samples, chosen on newer, checked on the newest.
+
+    `user_vectors` [rows, d] and `item_vectors` [rows, d] are what `samples.user_row` and `.item_row` index. The
+    holdout is never used for fitting or choosing, so lift may be measured on it. Equal input, seed and thread count
+    give an equal version.
+
+    Raises NotTrainable when labels or samples do not suffice.
+    """
+    split = _trainable_split(samples, config)
+    masks = split.masks(samples.ts)
+    train = masks[0]
+    user_rows, item_rows = _rows(samples.user_row[train]), _rows(samples.item_row[train])
+    user_fit = user_vectors[user_rows].astype(np.float32, copy=False)
+    item_fit = item_vectors[item_rows].astype(np.float32, copy=False)
+    norms = None if config.reduce_dims is None else fit_norms(user_fit, item_fit, config.reduce_dims)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapter = build_adapter(config, user_vectors.shape[1], item_vectors.shape[1], norms)
+    knowledge = AdaptedKnowledge(adapter, samples, user_vectors, item_vectors, config.device)
+    model = CtrModel(samples, known_items(samples, train), config, knowledge.dim)
+    fitted = fit(
+        model,
+        knowledge,
+        samples,
+        masks,
+        config,
+        knowledge_weight_decay=config.adapter_weight_decay,
+        progress=progress,
+    )
+    towers = Towers(adapter.cpu())
+    towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
+    return TrainedAdapter.seal(
+        towers,
+        config,
+        "experts",
+        encoder_id,
+        train_from=_time(int(samples.ts.min())),
+        valid_from=_time(split.valid_from),
+        holdout_from=_time(split.holdout_from),
+        train_samples=int(train.sum()),
+        best_epoch=fitted.best,
+        epochs=fitted.epochs,
+    )
+
+
+def fit_projection(
+    user_vectors: np.ndarray, item_vectors: np.ndarray, config: AdapterConfig, *, encoder_id: str
+) -> TrainedAdapter:
+    """A label-free adapter: both sides' text vectors [rows, d], PCA-whitened together to `config.out_dim` numbers.
+
+    For behaviours without usable labels. Raises InputError when there is no vector at all.
+    """
+    user_fit, item_fit = (v.astype(np.float32, copy=False) for v in (user_vectors, item_vectors))
+    towers = Towers(Projection(*fit_norms(user_fit, item_fit, config.out_dim)))
+    towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
+    return TrainedAdapter.seal(towers, config, "projection", encoder_id)
+
+
+def fit_norms(user_vectors: np.ndarray, item_vectors: np.ndarray, out_dim: int) -> tuple[InputNorm, InputNorm]:
+    """Aligned norms where one encoder made both sides, else (widths differ) a whitening of each on its own."""
+    if user_vectors.shape[1] == item_vectors.shape[1]:
+        return InputNorm.align(user_vectors, item_vectors, out_dim)
+    return InputNorm.whiten(user_vectors, out_dim), InputNorm.whiten(item_vectors, out_dim)
+
+
+def known_items(samples: Samples, train: np.ndarray) -> np.ndarray:
+    """Which item codes have an interaction among the `train` rows. bool [items]."""
+    known = np.zeros(len(samples.items), dtype=bool)
+    known[samples.item[train]] = True
+    return known
+
+
+def _trainable_split(samples: Samples, config: AdapterConfig) -> TimeSplit:
+    try:
+        split = time_split(samples.ts, config.validation_fraction, config.holdout_fraction)
+    except InputError as error:
+        raise NotTrainable(str(error).rstrip(".")) from error
+    train, valid, _ = split.masks(samples.ts)
+    for part, mask in (("training", train), ("validation", valid)):
+        positives = int(samples.label[mask].sum())
+        if positives in (0, int(mask.sum())):
+            raise NotTrainable(
+                f"{positives} of {int(mask.sum())} {part} samples are positive, and it takes both kinds. Ratings need "
+                "a threshold that divides them, clicks need the impressions that were not clicked"
+            )
+    informed = int((train & ((samples.user_row >= 0) | (samples.item_row >= 0))).sum())
+    if informed < config.min_samples:
+        raise NotTrainable(
+            f"{informed} training samples have knowledge, and the minimum is {config.min_samples} (`min_samples`)"
+        )
+    return split
+
+
+def _rows(rows: np.ndarray) -> np.ndarray:
+    """The distinct vector rows among sample references, -1 left out."""
+    distinct = np.unique(rows)
+    return distinct[distinct >= 0]
+
+
+def _time(micros: int) -> datetime:
+    return EPOCH_START + timedelta(microseconds=micros)

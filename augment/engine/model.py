@@ -1,0 +1,199 @@
+"""What can be known of a model without loading it: its identity, its special tokens, whether it has a chat template.
+
+Reads files only, so that planning, dry runs and `status` cost no engine.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from warehouse.errors import InputError
+from warehouse.keys import DIGEST_BYTES
+
+# Files that decide which tokens a prompt becomes and what the weights mean; read whole.
+_CONFIG_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.txt")
+_WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
+_WHOLE_FILE_BYTES = 64 << 20
+_CHUNKS = 64
+_CHUNK_BYTES = 64 << 10
+_TENSOR_BYTES = 4 << 10
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as it lies on this machine.
+
+    `name` is the last part of the folder's path or of the Hugging Face id, so that no machine's paths enter a key and a
+    downloaded copy shares its keys with the id; `revision` is a digest of the content and tells two models of one name
+    apart. `context_length` is None where the config does not say it.
+    """
+
+    name: str
+    path: Path
+    revision: str
+    special_tokens: tuple[str, ...]
+    has_chat_template: bool
+    context_length: int | None
+
+
+def describe_model(model: str) -> ModelInfo:
+    """What the files of `model`, a folder or a Hugging Face id in the local cache, say about it.
+
+    Raises InputError where there is no such model, or the folder lacks config, weights or tokenizer.
+    """
+    name, path = _locate(model)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"`{model}` holds no config.json, so it is no Hugging Face model folder. "
+            "Name the folder that holds config.json, the weights and the tokenizer."
+        )
+    weights = _weight_files(path)
+    if not weights:
+        raise InputError(
+            f"`{model}` holds no weights ({', '.join(_WEIGHT_PATTERNS)}). Download the model completely, or name the "
+            "folder that holds them."
+        )
+    if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+        raise InputError(
+            f"`{model}` holds no tokenizer ({', '.join(_TOKENIZER_FILES)}). Copy the tokenizer's files into the folder."
+        )
+    config = read_json(path / "config.json")
+    tokenizer_config = read_json(path / "tokenizer_config.json")
+    return ModelInfo(
+        name=name,
+        path=path,
+        revision=_revision(path, weights),
+        special_tokens=_special_tokens(read_json(path / "tokenizer.json"), tokenizer_config),
+        has_chat_template=(path / "chat_template.jinja").is_file()
+        or (path / "chat_template.json").is_file()
+        or bool(tokenizer_config.get("chat_template")),
+        context_length=_context_length(config),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is no such file. Raises InputError where it is not a JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}. Download or copy the model again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object. Download or copy the model again.")
+    return value
+
+
+def _locate(model: str) -> tuple[str, Path]:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        resolved = path.resolve()
+        return resolved.name, resolved
+    if path.exists():
+        raise InputError(f"`{model}` is a file. Name the folder that holds the model's config.json and weights.")
+    if not _HUB_ID.fullmatch(model):
+        raise InputError(
+            f"There is no model at `{model}`. Give the path of a folder with config.json, weights and tokenizer, or "
+            "the id of a model in the local Hugging Face cache."
+        )
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Never downloads: what a run costs and which revision it uses should not depend on the network.
+        snapshot = Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"`{model}` is neither a folder nor a model in the local Hugging Face cache ({constants.HF_HUB_CACHE}). "
+            f"Give the path of a model folder, or fetch it once with `hf download {model}`."
+        ) from error
+    return model.rsplit("/", 1)[-1], snapshot
+
+
+def _weight_files(path: Path) -> list[Path]:
+    for pattern in _WEIGHT_PATTERNS:
+        if found := sorted(path.glob(pattern)):
+            return found
+    return []
+
+
+def _revision(path: Path, weights: list[Path]) -> str:
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for name in _CONFIG_FILES:
+        file = path / name
+        if file.is_file():
+            content = file.read_bytes()
+            digest.update(f"{name}:{len(content)}:".encode())
+            digest.update(content)
+    for file in weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as stream:
+            for start, length in _samples(stream, file, size):
+                stream.seek(start)
+                digest.update(stream.read(length))
+    return digest.hexdigest()
+
+
+def _samples(stream: BinaryIO, file: Path, size: int) -> list[tuple[int, int]]:
+    """(offset, bytes) of the parts of a weight file that stand for it.
+
+    Small files are read whole. Of a large one: evenly spaced chunks, and for safetensors also the header and the
+    middle of every tensor, so that a fine-tune of a single layer is another revision while 10 GB cost milliseconds.
+    """
+    if size <= _WHOLE_FILE_BYTES:
+        return [(0, size)]
+    stride = (size - _CHUNK_BYTES) / (_CHUNKS - 1)
+    parts = [(int(i * stride), _CHUNK_BYTES) for i in range(_CHUNKS)]
+    if file.suffix == ".safetensors":
+        header_bytes = 8 + int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes - 8))
+        parts.append((0, header_bytes))
+        for name in sorted(header.keys() - {"__metadata__"}):
+            begin, end = header[name]["data_offsets"]
+            length = min(_TENSOR_BYTES, end - begin)
+            parts.append((header_bytes + begin + (end - begin - length) // 2, length))
+    return parts
+
+
+def _special_tokens(tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> tuple[str, ...]:
+    found = {t["content"] for t in tokenizer.get("added_tokens") or [] if t.get("special")}
+    found |= {t["content"] for t in (tokenizer_config.get("added_tokens_decoder") or {}).values() if t.get("special")}
+    for key, value in tokenizer_config.items():
+        if key.endswith("_token") or key in ("additional_special_tokens", "extra_special_tokens"):
+            values = value.values() if isinstance(value, dict) and "content" not in value else value
+            for token in values if not isinstance(values, (str, dict)) and values is not None else [values]:
+                text = token.get("content") if isinstance(token, dict) else token
+                if isinstance(text, str) and text.strip():
+                    found.add(text)
+    return tuple(sorted(found))
+
+
+def _context_length(config: dict[str, Any]) -> int | None:
+    for holder in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+            if isinstance(holder.get(key), int):
+                return int(holder[key])
+    return None

@@ -1,0 +1,240 @@
+"""The command line: `lorestream VERB`. Each verb prints what it will do, then calls a flow or a reader.
+
+Exit codes: 0 done, 1 failed, 2 usage, configuration or input, 3 another writer holds the warehouse.
+Results go to standard output (one JSON object with --json), everything else to standard error.
+"""
+
+import json as json_text
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, TextIO, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+
+from warehouse.errors import LorestreamError, UsageError
+
+app = App(
+    name="lorestream",
+    help="LLM knowledge for existing CTR models: offline, point-in-time correct feature tables.",
+    version_flags=["--version"],
+)
+importer = App(name="import", help="Turn published data sets into input tables.")
+app.command(importer)
+
+ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+DEFAULT_CONFIG = Path("lorestream.toml")
+Params = TypeVar("Params")
+
+# Read by Prefect and vLLM when they are first imported, which the verbs do.
+ENVIRONMENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # A cold ephemeral server takes 13 s on two cores; its own limit of 20 s is too near.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+@app.command
+def init(folder: Path = Path("."), *, json: Json = False) -> None:
+    """Write a commented configuration and an empty warehouse into FOLDER."""
+    from flows.setup import initialise
+
+    made = initialise(folder)
+    _print(made, json, lambda: f"Wrote {made['config']} and an empty warehouse in {made['warehouse']}.\n{made['next']}")
+
+
+@importer.command
+def movielens(path: Path, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Turn a MovieLens folder or zip at PATH into the input tables beside the configuration."""
+    from flows.setup import import_movielens_tables
+
+    made = import_movielens_tables(path, config)
+    _print(made, json, lambda: "\n".join(f"{name}: {value}" for name, value in made.items()))
+
+
+@app.command
+def run(
+    *,
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Ingest, partition, plan, generate, encode, adapt, publish: whatever is missing, and nothing else."""
+    from flows.refresh import RefreshParams, preview, refresh
+
+    params = _params(RefreshParams, config=config, overrides=_overrides(model), limit_users=limit_users)
+    with _results_only(json) as out:
+        if dry_run:
+            _write(out, preview(params), json)
+        else:
+            _write(out, refresh(**dict(params)), json)
+
+
+@app.command
+def backfill(
+    *,
+    from_: Annotated[datetime, Parameter(name="--from", help="Start of the interval of event time (inclusive, UTC).")],
+    to: Annotated[datetime, Parameter(name="--to", help="End of the interval (exclusive, UTC).")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    json: Json = False,
+) -> None:
+    """The same for partitions sealed in [FROM, TO): only what is missing there."""
+    from flows.backfill import BackfillParams
+    from flows.backfill import backfill as backfill_flow
+
+    params = _params(BackfillParams, config=config, overrides=_overrides(model), start=from_, end=to)
+    with _results_only(json) as out:
+        _write(out, backfill_flow(**dict(params)), json)
+
+
+@app.command
+def train(
+    *,
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    json: Json = False,
+) -> None:
+    """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it."""
+    from flows.train import train as train_flow
+
+    with _results_only(json) as out:
+        _write(out, train_flow(config, _overrides(model)), json)
+
+
+@app.command
+def status(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """What the warehouse holds: events, partitions, pending calls, texts, tokens, snapshots."""
+    from flows.config import load_config
+    from warehouse.status import warehouse_status
+
+    _print(warehouse_status(load_config(config).root), json)
+
+
+@app.command
+def snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """The published snapshots, oldest first."""
+    from flows.config import load_config
+    from warehouse.status import snapshot_list
+
+    _print({"snapshots": snapshot_list(load_config(config).root)}, json)
+
+
+@app.command
+def rollback(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Make readers see the snapshot SNAPSHOT_ID again; no file is removed."""
+    from flows.config import load_config
+    from flows.setup import roll_back
+
+    _print(roll_back(load_config(config).root, snapshot_id), json)
+
+
+def _overrides(model: str | None) -> dict[str, object]:
+    if model is None:
+        return {}
+    # A folder given on the command line is relative to where the command stands, not to the config file.
+    return {"engine.model": str(Path(model).resolve()) if Path(model).exists() else model}
+
+
+def _params(make: Callable[..., Params], **values: object) -> Params:
+    from pydantic import ValidationError
+
+    try:
+        return make(**values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'parameters'}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"{faults}. See `lorestream --help`.") from error
+
+
+@contextmanager
+def _results_only(quiet: bool) -> Iterator[TextIO]:
+    """The real standard output, while everything that libraries print to it goes to standard error.
+
+    vLLM and its child processes write to file descriptor 1 directly, so the descriptor itself is moved.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lorestream").setLevel(logging.WARNING if quiet else logging.INFO)
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print(result: dict[str, object], as_json: bool, text: Callable[[], str] | None = None) -> None:
+    _write(sys.stdout, result, as_json, text)
+
+
+def _write(out: TextIO, result: dict[str, object], as_json: bool, text: Callable[[], str] | None = None) -> None:
+    if as_json:
+        out.write(json_text.dumps(result, default=str) + "\n")
+    elif text is not None:
+        out.write(text() + "\n")
+    else:
+        out.write(_table(result) + "\n")
+
+
+def _table(result: dict[str, object], indent: str = "") -> str:
+    """Names and values in two columns; nested mappings indented, lists one entry a line."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines.append(f"{indent}{name.replace('_', ' ')}:")
+            lines.append(_table(value, indent + "  ") if value else f"{indent}  none")
+        elif isinstance(value, list):
+            lines.append(f"{indent}{name.replace('_', ' ')}:" + ("" if value else " none"))
+            lines.extend(f"{indent}  {_inline(entry)}" for entry in value)
+        else:
+            lines.append(f"{indent}{name.replace('_', ' '):<{26 - len(indent)}} {_inline(value)}")
+    return "\n".join(lines)
+
+
+def _inline(value: object) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{k}={v}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"lorestream: {message}\n")
+
+
+def main() -> None:
+    """Entry point of the `lorestream` command; exits with the codes of this module's docstring."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: list[str]) -> int:
+    """The exit code of one command line, its errors printed to standard error in one line each."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        _complain(f"{error}\nSee `lorestream --help`.")
+        return UsageError.exit_code
+    except LorestreamError as error:
+        _complain(f"{error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; what was finished is stored, run the same command to go on")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

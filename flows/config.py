@@ -1,0 +1,109 @@
+"""The configuration file: one frozen model per room, checked as a whole before anything runs."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from adapters.trained import AdapterConfig
+from augment.encode import EncoderConfig
+from augment.engine.config import EngineConfig
+from augment.generate import SegmentConfig
+from augment.sealing import PartitionConfig
+from warehouse.errors import ConfigError
+from warehouse.sources import InputsConfig
+
+CONFIG_NAME = "lorestream.toml"
+
+
+class LabelsConfig(BaseModel, frozen=True, extra="forbid"):
+    """What counts as a positive event, for training the adapter and measuring lift."""
+
+    positive: str = "value > 3"
+    # Item attribute that the CTR model sees as a categorical field beside the item id (of a list, the first value).
+    category: str | None = None
+    # A longer log is cut to a stable sample of whole users: training is in memory.
+    max_events: int = Field(5_000_000, ge=1)
+
+
+class PromptsConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which scenario's words and factors the prompts use: a shipped name or the path of a file."""
+
+    scenario: str = "movies"
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """All of `lorestream.toml`. Relative paths are relative to the folder of that file."""
+
+    warehouse: Path = Path("warehouse")
+    inputs: InputsConfig
+    labels: LabelsConfig = LabelsConfig()
+    partitions: PartitionConfig = PartitionConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    engine: EngineConfig
+    segments: SegmentConfig = SegmentConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    # Folder of the file this was read from; not a setting.
+    base: Path = Field(Path("."), exclude=True)
+
+    @property
+    def scenario(self) -> str:
+        """The scenario's name, or its path made absolute when a file of that name lies beside this one."""
+        beside = self.base / self.prompts.scenario
+        return str(beside) if beside.is_file() else self.prompts.scenario
+
+    @property
+    def root(self) -> Path:
+        """The warehouse's folder."""
+        return self.base / self.warehouse
+
+
+def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Config:
+    """The configuration in `path`, with dotted `overrides` (`{"engine.model": "..."}`) laid over it.
+
+    Raises ConfigError naming every unknown key and bad value.
+    """
+    try:
+        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"There is no config file {path}. Make one with `lorestream init DIR`, or name yours with --config."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {path} cannot be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
+    for dotted, value in (overrides or {}).items():
+        section, _, key = dotted.rpartition(".")
+        (raw.setdefault(section, {}) if section else raw)[key] = value
+    if "base" in raw:
+        raise ConfigError(f"{path}: unknown key `base` = {raw['base']!r}. Remove it.")
+    base = path.resolve().parent
+    for section in ("engine", "encoder"):
+        _beside(raw.get(section), base)
+    try:
+        return Config.model_validate({**raw, "base": base})
+    except ValidationError as error:
+        raise ConfigError(f"{path} has {_faults(error)}") from error
+
+
+def _beside(section: object, base: Path) -> None:
+    """Make a model's folder absolute when it lies beside the config file; an id stays an id."""
+    if isinstance(section, dict) and isinstance(section.get("model"), str) and (base / section["model"]).is_dir():
+        section["model"] = str(base / section["model"])
+
+
+def _faults(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(map(str, fault["loc"])) or "(whole file)"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"unknown key `{where}` = {fault['input']!r}: remove it or correct its spelling")
+        elif fault["type"] == "missing":
+            lines.append(f"no `{where}`, which is required: add it")
+        else:
+            lines.append(f"`{where}` = {fault['input']!r}: {fault['msg']}")
+    return "; ".join(lines) + ". `lorestream init` writes a file with every key explained."

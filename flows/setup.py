@@ -1,0 +1,57 @@
+"""Setting up: the commented configuration, the empty warehouse, and input tables from published data sets."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from flows.config import CONFIG_NAME, load_config
+from flows.stages import utc_now
+from warehouse.errors import UsageError
+from warehouse.ledger import Ledger
+from warehouse.lock import writer_lock
+from warehouse.manifest import publish, rollback
+from warehouse.movielens import import_movielens
+
+
+def initialise(folder: Path) -> dict[str, object]:
+    """Paths of the configuration and the empty warehouse made in `folder`; neither may exist yet.
+
+    Raises UsageError when there is a configuration or a warehouse already, which stays as it is.
+    """
+    config_file = folder / CONFIG_NAME
+    if config_file.exists():
+        raise UsageError(f"{config_file} exists already and was left as it is. Name another folder, or remove it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(files("flows").joinpath(CONFIG_NAME).read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{config_file} cannot be written: {error.strerror}. Name a folder you may write to."
+        ) from error
+    root = load_config(config_file).root
+    prepare_warehouse(root)
+    return {
+        "config": str(config_file),
+        "warehouse": str(root),
+        "next": "Name your inputs and your model in it (or `lorestream import movielens PATH`), then `lorestream run`.",
+    }
+
+
+def prepare_warehouse(root: Path) -> None:
+    """Make `root` an empty warehouse that readers can open, unless it is one already."""
+    if not Ledger(root).commits():
+        with writer_lock(root, "lorestream init"):
+            Ledger(root).commit("init", add={}, now=utc_now())
+            publish(root, {}, replace=False, now=utc_now(), lineage={})
+
+
+def import_movielens_tables(path: Path, config_file: Path) -> dict[str, object]:
+    """Counts of the input tables written where the configuration expects `inputs/`."""
+    config = load_config(config_file)
+    return dict(import_movielens(path, config.base / "inputs"))
+
+
+def roll_back(root: Path, snapshot_id: str) -> dict[str, object]:
+    """The snapshot that readers see from now on."""
+    with writer_lock(root, "lorestream rollback"):
+        snapshot = rollback(root, snapshot_id)
+    return {"current_snapshot": snapshot.snapshot_id}

@@ -1,0 +1,25 @@
+"""The training flow: fit the frozen adapter anew, then publish every row with it as a new snapshot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from augment.plan import Scope
+from flows import stages
+from flows.config import load_config
+from flows.refresh import publish, stage_task
+from warehouse.lock import writer_lock
+
+fit_adapter = stage_task(stages.fit_adapter)
+
+
+@flow(name="train", persist_result=False)
+def train(config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None) -> dict[str, object]:
+    """The new adapter's version and measures, and the rows published with it (see `RunReport`)."""
+    loaded = load_config(config, overrides)
+    with stages.closing_run(loaded, Scope()) as run, writer_lock(run.root, "lorestream train"):
+        fit_adapter(run)
+        publish(run)
+        return run.report.as_dict()

@@ -1,0 +1,61 @@
+"""A tiny shop for flow tests: made-up titles, ratings all positive, so that the label-free adapter is used."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from warehouse.schemas import BEHAVIOURS
+
+START = datetime(2025, 1, 1, tzinfo=UTC)
+WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
+
+CONFIG = """
+warehouse = "warehouse"
+[inputs.behaviours]
+path = "inputs/behaviours*.parquet"
+[inputs.items]
+path = "inputs/items.parquet"
+[partitions]
+sizes = [2, 3]
+buckets = 4
+[engine]
+model = "{model}"
+max_new_tokens = 48
+[adapter]
+out_dim = 4
+"""
+
+
+def event(user: int, item: int, hour: int, value: float = 5.0) -> dict[str, object]:
+    return {
+        "user_id": f"u{user}",
+        "item_id": f"i{item}",
+        "ts": START + timedelta(hours=hour),
+        "value": value,
+        "action": "interact",
+    }
+
+
+def write_events(folder: Path, name: str, events: Sequence[dict[str, object]]) -> None:
+    (folder / "inputs").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(events), BEHAVIOURS), folder / "inputs" / f"behaviours{name}.parquet")
+
+
+def write_items(folder: Path, titles: Sequence[str]) -> None:
+    (folder / "inputs").mkdir(exist_ok=True)
+    table = pa.table(
+        {"item_id": [f"i{n}" for n in range(len(titles))], "title": list(titles), "genres": [["drama"]] * len(titles)}
+    )
+    pq.write_table(table, folder / "inputs" / "items.parquet")
+
+
+def open_shop(folder: Path, users: int = 4, events_each: int = 6, items: int = 5) -> Path:
+    """Path of a config file beside fresh inputs: every user rates items in turn, one an hour."""
+    write_items(folder, [f"Quiet Lamp {n}" for n in range(items)])
+    write_events(folder, "", [event(u, (u + n) % items, n) for u in range(users) for n in range(events_each)])
+    config = folder / "lorestream.toml"
+    config.write_text(CONFIG.format(model=WEIGHTS))
+    return config
