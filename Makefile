@@ -13,6 +13,8 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
+# Threads that spin while they wait take the cores from everybody else; it must stand before torch is loaded.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help install demo test lint test-slow clean
 

@@ -32,8 +32,12 @@ def moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, covariance / len(vectors)
 
 
-def whitening(covariance: np.ndarray, out_dim: int) -> np.ndarray:
-    """Projection [d, out_dim] onto the largest principal components, each to unit variance; zero beyond the rank."""
+def whitening(covariance: np.ndarray, out_dim: int, power: float = 0.5) -> np.ndarray:
+    """Projection [d, out_dim] onto the largest principal components, component c being scaled by variance_c^-power.
+
+    `power` 0.5 gives every component unit variance, 0 only rotates, between them small components are raised but stay
+    small. The whole is scaled to a mean variance of 1 over components. Columns beyond the rank are zero.
+    """
     values, directions = np.linalg.eigh(covariance)
     values, directions = values[::-1][:out_dim], directions[:, ::-1][:, :out_dim]
     # An eigenvector's sign is arbitrary: fix it, so that equal data gives equal files.
@@ -41,7 +45,9 @@ def whitening(covariance: np.ndarray, out_dim: int) -> np.ndarray:
     directions = directions * np.sign(directions[peak, np.arange(directions.shape[1])])
     keep = np.flatnonzero(values > max(RANK_TOLERANCE * float(values[0]), TINY))
     projection = np.zeros((len(covariance), out_dim))
-    projection[:, keep] = directions[:, keep] / np.sqrt(values[keep])
+    if len(keep):
+        spread = np.mean(values[keep] ** (1 - 2 * power)) ** 0.5
+        projection[:, keep] = directions[:, keep] * values[keep] ** -power / spread
     return projection
 
 
@@ -65,14 +71,14 @@ class InputNorm(nn.Module):
         return cls(torch.zeros(in_dim), torch.zeros(in_dim, out_dim))
 
     @classmethod
-    def whiten(cls, vectors: np.ndarray, out_dim: int) -> Self:
-        """PCA whitening: the first `out_dim` principal components, each of unit variance over `vectors` [n, d].
+    def whiten(cls, vectors: np.ndarray, out_dim: int, power: float = 0.5) -> Self:
+        """The first `out_dim` principal components of `vectors` [n, d], whitened by `power` (see `whitening`).
 
         Where `vectors` have fewer independent directions than `out_dim`, the outputs left over are always zero.
         Raises InputError when there is no row to fit on.
         """
         mean, covariance = moments(vectors)
-        projection = whitening(covariance, out_dim)
+        projection = whitening(covariance, out_dim, power)
         return cls(torch.from_numpy(mean).float(), torch.from_numpy(projection).float())
 
     @classmethod
@@ -90,14 +96,13 @@ class InputNorm(nn.Module):
         usable = [f for f in fitted if f is not None and np.trace(f[1]) > 0] or [f for f in fitted if f is not None]
         if not usable:
             raise InputError("No vector to fit a whitening on: no training sample has knowledge.")
-        scaled = [covariance / max(float(np.trace(covariance)), TINY) for _, covariance in usable]
-        projection = whitening(np.mean(scaled, axis=0), out_dim)
+        projection = whitening(np.mean([c / _total_variance(c) for _, c in usable], axis=0), out_dim)
         norms = []
         for side in fitted:
             mean = usable[0][0] if side is None else side[0]
             covariance = side[1] if side is not None and np.trace(side[1]) > 0 else usable[0][1]
-            scale = np.sqrt(max(float(np.trace(covariance)), TINY))
-            norms.append(cls(torch.from_numpy(mean).float(), torch.from_numpy(projection / scale).float()))
+            scaled = projection / _total_variance(covariance) ** 0.5
+            norms.append(cls(torch.from_numpy(mean).float(), torch.from_numpy(scaled).float()))
         return norms[0], norms[1]
 
     @property
@@ -110,6 +115,12 @@ class InputNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) @ self.projection
+
+
+def _total_variance(covariance: np.ndarray) -> float:
+    """Trace of a covariance; 1 where it is 0, so that equal rows become zeros."""
+    total = float(np.trace(covariance))
+    return total if total > 0 else 1.0
 
 
 def expert(in_dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
@@ -142,10 +153,10 @@ class HybridExpertAdapter(nn.Module):
     on x_u only and a_i on x_i only, so either side can be materialised without the other.
 
     Two options, off by default as KAR has neither. `user_norm` and `item_norm` put a frozen `InputNorm` in front of a
-    tower. `linear_path` adds L x_t with one matrix L [out, width] for both towers, the identity at first: training
-    then starts from vectors that agree where the texts do, and the experts learn what is left.
+    tower. `linear_path` adds L_t x_t, a matrix [out, width] per tower: what is linear in the texts then takes few
+    weights, generalises from few entities, and can be negative; the experts learn what is left.
 
-    Raises ConfigError when shared parts are asked for and the towers' inputs differ in width.
+    Raises ConfigError when shared experts are asked for and the towers' inputs differ in width.
     """
 
     def __init__(
@@ -170,10 +181,10 @@ class HybridExpertAdapter(nn.Module):
                 raise ConfigError(f"{side}_norm takes {norm.in_dim} numbers, but {side}_dim is {dim}.")
         user_width = user_norm.out_dim if user_norm else user_dim
         item_width = item_norm.out_dim if item_norm else item_dim
-        if (shared or linear_path) and user_width != item_width:
+        if shared and user_width != item_width:
             raise ConfigError(
-                f"Shared experts and the linear path read both towers, whose inputs have {user_width} and {item_width} "
-                "numbers. Encode both sides with one encoder, reduce both to one width, or use neither."
+                f"Shared experts read both towers, whose inputs have {user_width} and {item_width} numbers. "
+                "Encode both sides with one encoder, reduce both to one width, or set shared=0."
             )
         self.user_dim, self.item_dim, self.out_dim = user_dim, item_dim, out
         self.user_norm, self.item_norm = user_norm, item_norm
@@ -182,27 +193,25 @@ class HybridExpertAdapter(nn.Module):
         self.item_experts = nn.ModuleList(expert(item_width, hidden, out, dropout) for _ in range(dedicated))
         self.user_gate = nn.Linear(user_width, shared + dedicated)
         self.item_gate = nn.Linear(item_width, shared + dedicated)
+        self.user_linear = nn.Linear(user_width, out, bias=False) if linear_path else None
+        self.item_linear = nn.Linear(item_width, out, bias=False) if linear_path else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
-        self.linear_path = nn.Linear(user_width, out, bias=False) if linear_path else None
-        if self.linear_path is not None:
-            nn.init.eye_(self.linear_path.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def user(self, x: Tensor) -> Tensor:
         """a_u [b, out] of x_u [b, user_dim]."""
-        return self._tower(x, self.user_norm, self.user_experts, self.user_gate)
+        x = x if self.user_norm is None else self.user_norm(x)
+        mixed = mix(x, [*self.shared, *self.user_experts], self.user_gate)
+        return mixed if self.user_linear is None else mixed + self.user_linear(x)
 
     def item(self, x: Tensor) -> Tensor:
         """a_i [b, out] of x_i [b, item_dim]."""
-        return self._tower(x, self.item_norm, self.item_experts, self.item_gate)
+        x = x if self.item_norm is None else self.item_norm(x)
+        mixed = mix(x, [*self.shared, *self.item_experts], self.item_gate)
+        return mixed if self.item_linear is None else mixed + self.item_linear(x)
 
     def forward(self, x_u: Tensor, x_i: Tensor) -> tuple[Tensor, Tensor]:
         return self.user(x_u), self.item(x_i)
-
-    def _tower(self, x: Tensor, norm: InputNorm | None, own: nn.ModuleList, gate: nn.Linear) -> Tensor:
-        if norm is not None:
-            x = norm(x)
-        mixed = mix(x, [*self.shared, *own], gate)
-        return mixed if self.linear_path is None else mixed + self.linear_path(x)

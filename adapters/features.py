@@ -1,5 +1,7 @@
 """Knowledge as the features a CTR model reads: both augment vectors, their dot product, and what is missing."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,11 @@ class Knowledge(nn.Module):
         self.out_dim, self.dim = out_dim, 2 * out_dim + 3
 
     def features(self, user: Tensor, item: Tensor, has_user: Tensor, has_item: Tensor) -> Tensor:
-        flags = torch.stack([has_user, has_item], dim=1).to(user.dtype)
-        user, item = user * flags[:, :1], item * flags[:, 1:]
+        flags = torch.stack([has_user, has_item], dim=1)
+        # Not a product with the flag: what stands where there is nothing may be nan.
+        user, item = (torch.where(flags[:, n, None], side, 0.0) for n, side in enumerate((user, item)))
         dot = (user * item).sum(dim=1, keepdim=True) / self.out_dim**0.5
-        return torch.cat([user, item, dot, flags], dim=1)
+        return torch.cat([user, item, dot, flags.to(user.dtype)], dim=1)
 
 
 class StoredKnowledge(Knowledge):
@@ -64,7 +67,28 @@ class AdaptedKnowledge(Knowledge):
 
     def forward(self, index: Tensor) -> Tensor:
         user_row, item_row = self.user_row[index], self.item_row[index]
-        user, item = self.adapter(
-            self.user_vectors[user_row.clamp(min=0)].float(), self.item_vectors[item_row.clamp(min=0)].float()
-        )
+        user = _per_entity(self.adapter.user, self.user_vectors, user_row)
+        item = _per_entity(self.adapter.item, self.item_vectors, item_row)
         return self.features(user, item, user_row >= 0, item_row >= 0)
+
+
+class KnowledgeHead(nn.Module):
+    """A logit [b] out of knowledge features [b, dim] alone: linear, beginning as the dot product of both sides."""
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        super().__init__()
+        self.linear = nn.Linear(knowledge.dim, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        with torch.no_grad():
+            self.linear.weight[0, 2 * knowledge.out_dim] = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear(features)
+        return logits.squeeze(1)
+
+
+def _per_entity(tower: Callable[[Tensor], Tensor], vectors: Tensor, rows: Tensor) -> Tensor:
+    """Tower outputs per sample, each distinct vector of the batch being computed once."""
+    distinct, place = torch.unique(rows.clamp(min=0), return_inverse=True)
+    return tower(vectors[distinct].float())[place]

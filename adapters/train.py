@@ -8,10 +8,10 @@ import torch
 
 from adapters.backbone import CtrModel
 from adapters.experts import InputNorm
-from adapters.features import AdaptedKnowledge
-from adapters.fit import EpochReport, fit
+from adapters.features import AdaptedKnowledge, KnowledgeHead
+from adapters.fit import EpochReport, KnowledgeTraining, fit
 from adapters.samples import Samples, TimeSplit, time_split
-from adapters.trained import AdapterConfig, Projection, Towers, TrainedAdapter, build_adapter
+from adapters.trained import AdapterConfig, Projection, Towers, TrainedAdapter, build_adapter, empty_norm
 from warehouse.errors import InputError
 
 EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -51,21 +51,18 @@ def train_adapter(
     user_rows, item_rows = _rows(samples.user_row[train]), _rows(samples.item_row[train])
     user_fit = user_vectors[user_rows].astype(np.float32, copy=False)
     item_fit = item_vectors[item_rows].astype(np.float32, copy=False)
-    norms = None if config.reduce_dims is None else fit_norms(user_fit, item_fit, config.reduce_dims)
+    norms = fit_norms(user_fit, item_fit, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapter = build_adapter(config, user_vectors.shape[1], item_vectors.shape[1], norms)
     knowledge = AdaptedKnowledge(adapter, samples, user_vectors, item_vectors, config.device)
     model = CtrModel(samples, known_items(samples, train), config, knowledge.dim)
-    fitted = fit(
-        model,
-        knowledge,
-        samples,
-        masks,
-        config,
-        knowledge_weight_decay=config.adapter_weight_decay,
-        progress=progress,
+    training = KnowledgeTraining(
+        head=KnowledgeHead(knowledge).to(config.device) if config.knowledge_loss_weight else None,
+        head_weight=config.knowledge_loss_weight,
+        weight_decay=config.adapter_weight_decay,
     )
+    fitted = fit(model, knowledge, samples, masks, config, training=training, progress=progress)
     towers = Towers(adapter.cpu())
     towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
     return TrainedAdapter.seal(
@@ -90,16 +87,26 @@ def fit_projection(
     For behaviours without usable labels. Raises InputError when there is no vector at all.
     """
     user_fit, item_fit = (v.astype(np.float32, copy=False) for v in (user_vectors, item_vectors))
-    towers = Towers(Projection(*fit_norms(user_fit, item_fit, config.out_dim)))
+    if user_fit.shape[1] == item_fit.shape[1]:
+        norms = InputNorm.align(user_fit, item_fit, config.out_dim)
+    else:
+        norms = InputNorm.whiten(user_fit, config.out_dim), InputNorm.whiten(item_fit, config.out_dim)
+    towers = Towers(Projection(*norms))
     towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
     return TrainedAdapter.seal(towers, config, "projection", encoder_id)
 
 
-def fit_norms(user_vectors: np.ndarray, item_vectors: np.ndarray, out_dim: int) -> tuple[InputNorm, InputNorm]:
-    """Aligned norms where one encoder made both sides, else (widths differ) a whitening of each on its own."""
-    if user_vectors.shape[1] == item_vectors.shape[1]:
-        return InputNorm.align(user_vectors, item_vectors, out_dim)
-    return InputNorm.whiten(user_vectors, out_dim), InputNorm.whiten(item_vectors, out_dim)
+def fit_norms(
+    user_vectors: np.ndarray, item_vectors: np.ndarray, config: AdapterConfig
+) -> tuple[InputNorm, InputNorm] | None:
+    """The norms that `components` asks for, fitted on training vectors [n, d]; a side without any reads zeros."""
+    if config.components is None:
+        return None
+    norms = [empty_norm(config.components, v.shape[1]) for v in (user_vectors, item_vectors)]
+    for side, vectors in enumerate((user_vectors, item_vectors)):
+        if len(vectors):
+            norms[side] = InputNorm.whiten(vectors, norms[side].out_dim, config.whitening)
+    return norms[0], norms[1]
 
 
 def known_items(samples: Samples, train: np.ndarray) -> np.ndarray:

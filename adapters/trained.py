@@ -35,22 +35,26 @@ Kind = Literal["experts", "projection"]
 class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
     """A frozen adapter and the joint training that makes it.
 
-    The defaults are what generalised on small synthetic worlds (tests/adapters/worlds.py; 300 users, 600 items, 384-d
-    texts, AUC on items new to the model; base 0.50): KAR's experts on separately whitened inputs 0.59, a label-free
-    aligned projection 0.65, a linear map trained from it 0.67, that map plus regularised experts 0.69. KAR's exact
-    form is `reduce_dims=None, linear_path=False`.
+    KAR's exact layer and objective are `components=None, linear_path=False, knowledge_loss_weight=0`.
     """
 
     out_dim: int = Field(32, ge=1)
     shared: int = Field(2, ge=0)
-    dedicated: int = Field(6, ge=0)
+    dedicated: int = Field(2, ge=0)
     expert_hidden: int = Field(128, ge=1)
-    # Raw text vectors let experts memorise items within an epoch; their first principal components do not.
-    reduce_dims: int | None = Field(32, ge=1)
+    # Principal components of the texts that the towers read; None: the raw vectors, as in KAR. Few are enough where the
+    # texts' largest directions are those that matter. In sentence embeddings they need not be: of the demo's texts,
+    # 32 components tell next to nothing about tastes.
+    components: int | None = Field(256, ge=1)
+    # 0.5 whitens fully, and noise in small components weighs as much as content; 0 leaves them too small to learn from.
+    whitening: float = Field(0.25, ge=0, le=0.5)
     linear_path: bool = True
-    expert_dropout: float = Field(0.3, ge=0, lt=1)
-    # Per step this is multiplied by the learning rate: 1.0 takes 0.2 % off a weight at each step.
-    adapter_weight_decay: float = Field(1.0, ge=0)
+    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    # Weight of the loss of a linear head on knowledge alone, beside the CTR model's. Without it the CTR model explains
+    # its training samples by ids and histories before the towers have learned to meet.
+    knowledge_loss_weight: float = Field(1.0, ge=0)
+    learning_rate: float = Field(4e-3, gt=0)
+    adapter_weight_decay: float = Field(4.0, ge=0)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     holdout_fraction: float = Field(0.1, gt=0, lt=0.5)
     history_length: int = Field(20, ge=1)
@@ -203,8 +207,8 @@ class TrainedAdapter:
 def build_adapter(
     config: AdapterConfig, user_dim: int, item_dim: int, norms: tuple[InputNorm, InputNorm] | None
 ) -> HybridExpertAdapter:
-    """The untrained adapter of a config; `norms` are given exactly where `reduce_dims` is."""
-    assert (norms is None) == (config.reduce_dims is None), config.reduce_dims
+    """The untrained adapter of a config; `norms` are given exactly where `components` is."""
+    assert (norms is None) == (config.components is None), config.components
     user_norm, item_norm = norms or (None, None)
     return HybridExpertAdapter(
         user_dim,
@@ -227,12 +231,14 @@ def empty_towers(meta: AdapterMeta) -> Towers:
         user_norm = InputNorm.empty(meta.user_dim, config.out_dim)
         return Towers(Projection(user_norm, InputNorm.empty(meta.item_dim, config.out_dim)))
     norms = None
-    if config.reduce_dims is not None:
-        norms = (
-            InputNorm.empty(meta.user_dim, config.reduce_dims),
-            InputNorm.empty(meta.item_dim, config.reduce_dims),
-        )
+    if config.components is not None:
+        norms = empty_norm(config.components, meta.user_dim), empty_norm(config.components, meta.item_dim)
     return Towers(build_adapter(config, meta.user_dim, meta.item_dim, norms))
+
+
+def empty_norm(components: int, dim: int) -> InputNorm:
+    """An unfitted norm: at most as many components as numbers."""
+    return InputNorm.empty(dim, min(components, dim))
 
 
 def _standardise(augment: Tensor, centre: Tensor, scale: Tensor) -> None:

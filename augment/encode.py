@@ -142,8 +142,8 @@ class TextEncoder:
         """Vectors of `texts` in their order, [len(texts), dim] float32.
 
         A text that fits the window gives the mean of its token states (special tokens included, as
-        sentence-transformers does), or the first state for `cls`. A longer one is read in overlapping windows whose
-        vectors are averaged by the number of tokens that each adds, so every token of the text counts once.
+        sentence-transformers does), or the first state for `cls`. A longer one is read in overlapping windows, and
+        their vectors are averaged, each weighted by the number of tokens that it adds to those before it.
         Raises InputError for an empty text: what an empty answer means is for the caller to decide.
         """
         for i, text in enumerate(texts):

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage, configuration or input, 3 another writer 
 Results go to standard output (one JSON object with --json), everything else to standard error.
 """
 
+import atexit
 import json as json_text
 import logging
 import os
@@ -31,8 +32,10 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 DEFAULT_CONFIG = Path("lorestream.toml")
 Params = TypeVar("Params")
 
-# Read by Prefect and vLLM when they are first imported, which the verbs do.
+# Read by Prefect, vLLM and OpenMP when they are first imported, which the verbs do.
 ENVIRONMENT = {
+    # Threads that spin while they wait take the cores from the engine's process.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -155,14 +158,29 @@ def _params(make: Callable[..., Params], **values: object) -> Params:
         raise UsageError(f"{faults}. See `lorestream --help`.") from error
 
 
+def log_to_stderr(level: int) -> None:
+    """Show this project's log from `level` on, and other libraries' warnings, on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("lorestream").setLevel(level)
+    for handler in logging.getLogger().handlers:
+        # Beam says this at every import, about a cloud nobody here uses.
+        handler.addFilter(lambda record: "apitools" not in record.getMessage())
+
+
+def hush_exit() -> None:
+    """Drop what is printed after this: at exit DuckDB's bindings list all objects that Prefect still holds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
+
+
 @contextmanager
 def _results_only(quiet: bool) -> Iterator[TextIO]:
     """The real standard output, while everything that libraries print to it goes to standard error.
 
     vLLM and its child processes write to file descriptor 1 directly, so the descriptor itself is moved.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lorestream").setLevel(logging.WARNING if quiet else logging.INFO)
+    log_to_stderr(logging.WARNING if quiet else logging.INFO)
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -215,7 +233,9 @@ def _complain(message: str) -> None:
 
 def main() -> None:
     """Entry point of the `lorestream` command; exits with the codes of this module's docstring."""
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    hush_exit()
+    sys.exit(code)
 
 
 def call(arguments: list[str]) -> int:

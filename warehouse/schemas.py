@@ -85,7 +85,7 @@ OPEN_PARTITIONS = pa.schema(
     ]
 )
 
-# `engine_id` names model, revision, sampling and verification; `source_digest` the partition or item version in question.
+# `engine_id` names model, revision, sampling, verification; `source_digest` the partition or item version in question.
 REQUESTS = pa.schema(
     [
         pa.field("request_key", pa.string(), nullable=False),

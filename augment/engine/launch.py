@@ -8,10 +8,13 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from augment.engine.config import EngineConfig
@@ -52,12 +55,13 @@ def start_vllm(config: EngineConfig, path: Path, log_file: Path) -> Any:
         from vllm.platforms import current_platform
 
         args = EngineArgs(**_engine_args(config, path, log_file, current_platform.is_cpu()))
-        if not current_platform.is_cpu():
-            return LLMEngine.from_engine_args(args, enable_multiprocessing=own_process)
         # On CPU vLLM puts scheduler and model into two processes, so that it can pin the threads of the second. They
         # are not pinned here, so one process does: it starts a third sooner and saves a hop in every step.
-        with _environment({_MULTIPROCESSING: "0"}):
-            return LLMEngine.from_engine_args(args, enable_multiprocessing=own_process)
+        with _environment({_MULTIPROCESSING: "0"} if current_platform.is_cpu() else {}):
+            engine = LLMEngine.from_engine_args(args, enable_multiprocessing=own_process)
+    if own_process:
+        _wake_when_killed(engine.engine_core)
+    return engine
 
 
 def stop_vllm(engine: Any) -> None:
@@ -71,6 +75,32 @@ def stop_vllm(engine: Any) -> None:
         cleanup_dist_env_and_memory()
     # Reaps what has ended, so that no zombie keeps the engine's name in the process table.
     multiprocessing.active_children()
+
+
+def killed_by(engine: Any) -> str | None:
+    """In words, the signal that ended the engine's own process; None for any other end, or none."""
+    manager = getattr(getattr(engine.engine_core, "resources", None), "engine_manager", None)
+    for process in manager.processes if manager is not None else ():
+        code = process.exitcode
+        if code is not None and code < 0:
+            ended = f"its process was ended by {signal.Signals(-code).name}"
+            return f"{ended}, most often for want of memory" if code == -signal.SIGKILL else ended
+    return None
+
+
+def _wake_when_killed(client: Any) -> None:
+    """Let a waiting `step` fail once the engine's process is gone.
+
+    vLLM 0.32 learns of a death only from the dying process; after a kill, as by the system when memory runs out, its
+    blocking client would wait for ever.
+    """
+    sentinels, outputs = client.resources.engine_manager.sentinels(), client.outputs_queue
+
+    def wait() -> None:
+        connection.wait(sentinels)
+        outputs.put(RuntimeError("the engine's process has ended"))
+
+    Thread(target=wait, name="lorestream-engine-watch", daemon=True).start()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Text from a local model through vLLM, in processes of its own that live as long as the engine.
+"""Text from a local model through vLLM.
 
 vLLM is imported, and the model loaded, when the first request is there: planning, dry runs and runs with nothing to do
 never pay for it. The loop below drives vLLM's step engine directly, because its `LLM.generate` wants all prompts first
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from augment.engine.base import Completion, Request
 from augment.engine.config import EngineConfig
 from augment.engine.errors import EngineFailed
-from augment.engine.launch import cause_of, start_vllm, stop_vllm
+from augment.engine.launch import cause_of, killed_by, start_vllm, stop_vllm
 from augment.engine.model import ModelInfo, describe_model
 from warehouse.errors import ConfigError
 
@@ -53,10 +53,10 @@ class EngineStats:
 
 
 class VllmEngine:
-    """vLLM in process, one model load per engine, used by all stages of a run.
+    """A local model, loaded once and used by all stages of a run.
 
     Building it reads a few files and raises ConfigError or InputError for a model that cannot be used as configured.
-    It runs in processes of its own unless VLLM_ENABLE_V1_MULTIPROCESSING=0, so that closing it gives all memory back
+    vLLM runs in a process of its own unless VLLM_ENABLE_V1_MULTIPROCESSING=0, so that closing it gives all memory back
     and the rest of the program keeps its threads; a script that uses it needs the usual `if __name__ == "__main__"`.
     """
 
@@ -184,7 +184,10 @@ class VllmEngine:
         )
         # Not the request key: one text may be asked for twice in a run.
         request_id = str(next(self._ids))
-        self._vllm.add_request(request_id, tokens_input(tokens), params)
+        try:
+            self._vllm.add_request(request_id, tokens_input(tokens), params)
+        except Exception as error:
+            raise self._failure("generate", error) from error
         running[request_id] = request.request_key
         return None
 
@@ -255,7 +258,7 @@ class VllmEngine:
 
     def _failure(self, stage: Literal["start", "generate"], error: Exception) -> EngineFailed:
         log = self._log_folder / "vllm.log" if self._log_folder else None
-        cause = cause_of(error, log)
+        cause = (killed_by(self._vllm) if self._vllm is not None else None) or cause_of(error, log)
         # The message points to the log, so it outlives the engine.
         self._log_folder = None
         if stage == "start":

@@ -1,0 +1,42 @@
+"""What the whole test suite shares: a quiet machine for OpenMP, and one vLLM engine on the pocket LLM."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from augment.engine.base import Request
+from augment.engine.vllm import EngineConfig, VllmEngine
+
+# OpenMP reads this when torch is first imported. Threads that spin at barriers make a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+POCKET_LLM = Path(__file__).parents[1] / "demo" / "weights"
+
+
+@pytest.fixture(scope="session")
+def pocket_llm() -> Path:
+    """Folder of the committed pocket LLM."""
+    return POCKET_LLM
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[VllmEngine]:
+    """Real vLLM on the pocket LLM, greedy, at most 48 new tokens and 4 texts at once; one load per session.
+
+    It runs inside the test process, which starts in a third of the time; the default, a process of its own,
+    has its own test in a subprocess.
+    """
+    config = EngineConfig(
+        model=str(POCKET_LLM), max_new_tokens=48, max_model_len=512, max_concurrent=4, kv_cache_gib=0.25
+    )
+    engine = VllmEngine(config)
+    with pytest.MonkeyPatch.context() as patch:
+        # Only while it loads: an engine that another test starts should have vLLM's default.
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        list(engine.generate([Request("warm-up", "Hello")]))
+    yield engine
+    engine.close()
