@@ -22,7 +22,7 @@ class World:
 
 
 def make_world(users: int = 100, items: int = 200, events: int = 8000, dim: int = 48, seed: int = 0) -> World:
-    """Ratings by taste . attributes; every fifth item appears only in the last fifth of the time, and is then rated most."""
+    """Ratings by taste . attributes; every fifth item appears only in the last fifth of the time, then rated most."""
     rng = np.random.default_rng(seed)
     attributes, taste = rng.normal(size=(items, 8)), rng.normal(size=(users, 8))
     late = np.arange(items) % 5 == 0
