@@ -15,45 +15,20 @@ import importlib.util
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from adapters.config import CtrConfig
 from adapters.samples import Samples
 from warehouse.errors import ConfigError
-
-Backbone = Literal["DCNMix", "DeepFM", "AutoInt", "DIN"]
 
 PAD, OUT_OF_VOCABULARY, FIRST_KNOWN = 0, 1, 2
 
 # Ids travel in the library's float32 input matrix, which counts exactly up to here.
 MAX_ITEMS = 2**24 - FIRST_KNOWN
-
-
-class CtrConfig(BaseModel, frozen=True, extra="forbid"):
-    """A CTR model and how it is fitted."""
-
-    # DeepFM fits as well as DCNMix on small worlds, at a third of the time.
-    backbone: Backbone = "DeepFM"
-    embedding_dim: int = Field(16, ge=1)
-    hidden: tuple[int, ...] = Field((64, 32), min_length=1)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    # AdamW bounds a weight by about 1 / weight_decay whatever the number of steps. With less of this or of dropout, a
-    # model trusts knowledge on new items as on those it was fitted on: no worse an AUC, but a worse log loss.
-    weight_decay: float = Field(1.0, ge=0)
-    batch_size: int = Field(1024, ge=1)
-    max_epochs: int = Field(30, ge=1)
-    # Epochs without a better validation log loss before fitting ends; the best epoch's weights are kept.
-    patience: int = Field(3, ge=1)
-    # Share of training samples whose item id is hidden. Without it a model leans on ids so much that anything helps it
-    # on new items, and knowledge would look better than it is (measured on MovieLens-1M: +2.4 % AUC from this alone).
-    id_mask: float = Field(0.3, ge=0, lt=1)
-    seed: int = 0
-    device: str = "cpu"
 
 
 def load_library() -> ModuleType:

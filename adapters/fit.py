@@ -10,7 +10,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from adapters.backbone import CtrConfig, CtrModel
+from adapters.backbone import CtrModel
+from adapters.config import CtrConfig
 from adapters.features import Knowledge, KnowledgeHead
 from adapters.measures import auc, logloss
 from adapters.samples import Samples

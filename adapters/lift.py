@@ -16,14 +16,15 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, Field
 
-from adapters.backbone import Backbone, CtrConfig, CtrModel
+from adapters.backbone import CtrModel
+from adapters.config import AdapterConfig, Backbone, CtrConfig
 from adapters.features import StoredKnowledge
 from adapters.fit import fit, predict
 from adapters.materialise import materialise_items, materialise_users
 from adapters.measures import auc, bootstrap_auc_difference, logloss
 from adapters.samples import Samples, time_split
 from adapters.train import fit_projection, known_items, train_adapter
-from adapters.trained import AdapterConfig, AdapterMeta, TrainedAdapter
+from adapters.trained import AdapterMeta, TrainedAdapter
 from warehouse.errors import InputError
 
 Arm = Literal["base", "knowledge", "shuffled"]

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from adapters.backbone import CtrModel
+from adapters.config import AdapterConfig
 from adapters.experts import InputNorm
 from adapters.features import AdaptedKnowledge, KnowledgeHead
 from adapters.fit import EpochReport, KnowledgeTraining, fit
 from adapters.samples import Samples, TimeSplit, time_split
-from adapters.trained import AdapterConfig, Projection, Towers, TrainedAdapter, build_adapter, empty_norm
+from adapters.trained import Projection, Towers, TrainedAdapter, build_adapter, empty_norm
 from warehouse.errors import InputError
 
 EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)

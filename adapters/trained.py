@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal, Self, cast
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from adapters.backbone import CtrConfig
+from adapters.config import AdapterConfig as AdapterConfig
 from adapters.experts import HybridExpertAdapter, InputNorm
 from adapters.fit import EpochReport
 from warehouse.errors import CorruptWarehouse, InputError
@@ -30,36 +30,6 @@ FORMAT = 1
 BATCH_ROWS = 8192
 
 Kind = Literal["experts", "projection"]
-
-
-class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
-    """A frozen adapter and the joint training that makes it.
-
-    KAR's exact layer and objective are `components=None, linear_path=False, knowledge_loss_weight=0`.
-    """
-
-    out_dim: int = Field(32, ge=1)
-    shared: int = Field(2, ge=0)
-    dedicated: int = Field(2, ge=0)
-    expert_hidden: int = Field(128, ge=1)
-    # Principal components of the texts that the towers read; None: the raw vectors, as in KAR. Few are enough where the
-    # texts' largest directions are those that matter. In sentence embeddings they need not be: of the demo's texts,
-    # 32 components tell next to nothing about tastes.
-    components: int | None = Field(256, ge=1)
-    # 0.5 whitens fully, and noise in small components weighs as much as content; 0 leaves them too small to learn from.
-    whitening: float = Field(0.25, ge=0, le=0.5)
-    linear_path: bool = True
-    expert_dropout: float = Field(0.0, ge=0, lt=1)
-    # Weight of the loss of a linear head on knowledge alone, beside the CTR model's. Without it the CTR model explains
-    # its training samples by ids and histories before the towers have learned to meet.
-    knowledge_loss_weight: float = Field(1.0, ge=0)
-    learning_rate: float = Field(4e-3, gt=0)
-    adapter_weight_decay: float = Field(4.0, ge=0)
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5)
-    holdout_fraction: float = Field(0.1, gt=0, lt=0.5)
-    history_length: int = Field(20, ge=1)
-    # Training samples with knowledge on some side, below which fitting thousands of weights is no better than chance.
-    min_samples: int = Field(500, ge=1)
 
 
 class AdapterMeta(BaseModel, frozen=True, extra="forbid"):

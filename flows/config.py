@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from adapters.trained import AdapterConfig
+from adapters.config import AdapterConfig
 from augment.encode import EncoderConfig
 from augment.engine.config import EngineConfig
 from augment.generate import SegmentConfig

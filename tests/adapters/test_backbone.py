@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.backbone import OUT_OF_VOCABULARY, PAD, Backbone, CtrConfig, CtrModel
+from adapters.backbone import OUT_OF_VOCABULARY, PAD, CtrModel
+from adapters.config import Backbone, CtrConfig
 from adapters.features import StoredKnowledge
 from tests.adapters.worlds import World
 
