@@ -37,16 +37,20 @@ def labelled_samples(
 ) -> Samples:
     """One sample per event, in order of time; `user_row` and `item_row` index `users.vectors` and `items.vectors`.
 
+    Only events of users with a vector, if any user has one: the others teach a backbone about ids, not the adapter.
     Raises ConfigError when `category` is an attribute that no item has.
     """
     with connect() as con:
         parquet_view(con, "behaviours", events.behaviours, BEHAVIOURS)
-        [(total,)] = con.execute("SELECT count(*) FROM behaviours").fetchall()
+        informed = users.known().rows.select(["entity_id"])
+        con.register("informed", informed)
+        of_interest = "user_id IN (SELECT entity_id FROM informed)" if informed.num_rows else "true"
+        [(total,)] = con.execute(f"SELECT count(*) FROM behaviours WHERE {of_interest}").fetchall()
         share = min(1.0, events.max_events / max(total, 1))
         table = con.sql(
             f"""
             SELECT user_id, item_id, ts, ({events.positive.sql}) AS positive FROM behaviours
-            WHERE hash(user_id) % 1000000 < {round(share * 1_000_000)}
+            WHERE {of_interest} AND hash(user_id) % 1000000 < {round(share * 1_000_000)}
             ORDER BY ts, user_id, item_id
             """
         ).to_arrow_table()

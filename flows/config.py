@@ -25,7 +25,7 @@ class LabelsConfig(BaseModel, frozen=True, extra="forbid"):
     # Item attribute that the CTR model sees as a categorical field beside the item id (of a list, the first value).
     category: str | None = None
     # A longer log is cut to a stable sample of whole users: training is in memory.
-    max_events: int = Field(5_000_000, ge=1)
+    max_events: int = Field(1_000_000, ge=1)
 
 
 class PromptsConfig(BaseModel, frozen=True, extra="forbid"):
