@@ -20,13 +20,12 @@ import pyarrow as pa
 from adapters.knowledge import item_vectors, user_vectors
 from adapters.lift import Augment, LiftConfig, LiftReport, Slice, measure_lift
 from adapters.samples import Samples
-from adapters.training import LabelledEvents, find_adapter, labelled_samples
+from adapters.training import find_adapter, labelled_samples
 from demo.world import make_world, write_inputs
 from flows import stages
 from flows.cli import ENVIRONMENT, hush_exit, log_to_stderr
 from flows.config import Config, load_config
 from flows.setup import prepare_warehouse
-from warehouse.labels import parse_rule
 from warehouse.reader import Warehouse
 from warehouse.reader import open as open_warehouse
 from warehouse.schemas import TIMESTAMP
@@ -118,14 +117,7 @@ def measure(config: Config, seeds: tuple[int, ...]) -> LiftReport:
     run = stages.Run(config, config.root)
     stored = run.stored
     users, items = user_vectors(stored), item_vectors(stored)
-    events = LabelledEvents(
-        run.ledger.files("behaviours"),
-        run.ledger.files("items"),
-        parse_rule(config.labels.positive),
-        config.labels.category,
-        config.labels.max_events,
-    )
-    samples = labelled_samples(events, users, items, config.adapter.history_length)
+    samples = labelled_samples(run.labelled_events, users, items, config.adapter.history_length)
     adapter = find_adapter(config.root, stored.encoder_id, config.adapter.out_dim)
     assert adapter is not None, "the run that just ended made one"
     backbone = {

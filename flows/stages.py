@@ -127,6 +127,18 @@ class Run:
             prompt_versions={kind: self.writer.version(kind) for kind in Kind},
         )
 
+    @property
+    def labelled_events(self) -> LabelledEvents:
+        """The behaviours that adapters and CTR models learn from."""
+        labels = self.config.labels
+        return LabelledEvents(
+            self.ledger.files("behaviours"),
+            self.ledger.files("items"),
+            parse_rule(labels.positive),
+            labels.category,
+            labels.max_events,
+        )
+
     def check(self) -> None:
         """Raise now what a wrong scenario or encoder would raise later."""
         _ = self.writer, self.encoder
@@ -321,17 +333,10 @@ def fit_adapter(run: Run) -> None:
     if not (users.has_vector.any() or items.has_vector.any()):
         run.report.notes.append("no usable text yet, so there is nothing to fit an adapter on and nothing to publish")
         return
-    config, labels = run.config.adapter, run.config.labels
-    events = LabelledEvents(
-        run.ledger.files("behaviours"),
-        run.ledger.files("items"),
-        parse_rule(labels.positive),
-        labels.category,
-        labels.max_events,
-    )
+    config = run.config.adapter
     with run.timed("fit adapter"):
         try:
-            samples = labelled_samples(events, users, items, config.history_length)
+            samples = labelled_samples(run.labelled_events, users, items, config.history_length)
             adapter = train_adapter(
                 samples, users.vectors, items.vectors, config, encoder_id=run.encoder.encoder_id, progress=_log_epoch
             )
