@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from warehouse.schemas import BEHAVIOURS, TIMESTAMP
+from warehouse.schemas import BEHAVIOURS
 
 CRC32_POLYNOMIAL = 0xEDB88320
 
 # Ids hashed at once: what a round needs should stay in a core's cache.
 BLOCK_IDS = 1 << 16
 
-IPC = {"compression": "lz4", "use_threads": False}
+# Texts that are shorter than this on average travel as they are: a dictionary per bucket and batch saves less than it
+# costs, as most of an item's events are in other buckets.
+SHORT_TEXT_BYTES = 16
 
 
 def buckets_of(users: pa.StringArray, buckets: int) -> NDArray[np.uint16]:
@@ -60,35 +62,29 @@ def joined(streams: Iterable[bytes]) -> pa.Table:
 
 
 def _packed(events: pa.Table) -> bytes:
-    """Texts as codes of the stream's own small dictionary, times as steps: logs come more or less in order of time."""
-    micros = events["ts"].cast(pa.int64()).to_numpy()
-    columns = [
-        _coded(events["user_id"]),
-        _coded(events["item_id"]),
-        pa.array(np.diff(micros, prepend=0)),
-        events["value"],
-        _coded(events["action"]),
-    ]
-    table = pa.table(columns, names=BEHAVIOURS.names)
+    table = pa.table([_coded(column.combine_chunks()) for column in events.columns], names=events.column_names)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**IPC)) as stream:
+    with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     packed: bytes = sink.getvalue().to_pybytes()
     return packed
 
 
 def _unpacked(stream: bytes) -> pa.Table:
-    table = pa.ipc.open_stream(stream).read_all()
-    times = pa.array(np.cumsum(table["ts"].to_numpy())).cast(TIMESTAMP)
-    return table.set_column(table.column_names.index("ts"), "ts", times).cast(BEHAVIOURS)
+    return pa.ipc.open_stream(stream).read_all().cast(BEHAVIOURS)
 
 
-def _coded(texts: pa.ChunkedArray) -> pa.DictionaryArray:
-    coded = texts.combine_chunks().dictionary_encode()
-    for codes in (pa.int8(), pa.int16()):
-        if len(coded.dictionary) <= np.iinfo(codes.to_pandas_dtype()).max:
-            return pa.DictionaryArray.from_arrays(coded.indices.cast(codes), coded.dictionary)
-    return coded
+def _coded(column: pa.Array) -> pa.Array:
+    """Texts as codes of a dictionary, the codes as small as can be, where that pays; other columns as they are."""
+    if pa.types.is_string(column.type):
+        offset = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
+        if offset[-1] - offset[0] >= SHORT_TEXT_BYTES * len(column):
+            column = column.dictionary_encode()
+    if pa.types.is_dictionary(column.type):
+        for codes in (pa.int8(), pa.int16()):
+            if len(column.dictionary) <= np.iinfo(codes.to_pandas_dtype()).max:
+                return pa.DictionaryArray.from_arrays(column.indices.cast(codes), column.dictionary)
+    return column
 
 
 def _crc32_table() -> NDArray[np.uint32]:

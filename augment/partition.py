@@ -15,13 +15,11 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-import apache_beam as beam
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.windowed_value import WindowedValue
 
+from augment.beam import GlobalWindow, WindowedValue, beam
 from augment.buckets import joined, split
 from augment.runners import pipeline_options, runner_named
 from augment.sealing import PartitionConfig, seal_bucket

@@ -3,10 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.portability.portable_runner import PortableRunner
-from apache_beam.runners.runner import PipelineRunner, create_runner
-
+from augment.beam import PipelineOptions, PipelineRunner, PortableRunner, StandardOptions, create_runner
 from warehouse.errors import ConfigError
 
 

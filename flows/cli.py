@@ -163,9 +163,6 @@ def log_to_stderr(level: int) -> None:
     """Show this project's log from `level` on, and other libraries' warnings, on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("lorestream").setLevel(level)
-    for handler in logging.getLogger().handlers:
-        # Beam says this at every import, about a cloud nobody here uses.
-        handler.addFilter(lambda record: "apitools" not in record.getMessage())
 
 
 def hush_exit() -> None:

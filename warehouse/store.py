@@ -50,7 +50,7 @@ class TableWriter:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._temporary, self.schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self._temporary, self.schema, compression="zstd", **_encodings(self.schema))
         return self
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
@@ -66,6 +66,15 @@ class TableWriter:
                 self.ref = _publish_file(self._temporary, self.path, self._rows)
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def _encodings(schema: pa.Schema) -> dict[str, list[str]]:
+    """Dictionaries for texts alone, statistics for what is no list alone: a reader gains nothing from the others."""
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    lists = [field.name for field in schema if pa.types.is_list(field.type)]
+    text_lists = [f"{name}.list.element" for name in lists if pa.types.is_string(schema.field(name).type.value_type)]
+    flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    return {"use_dictionary": texts + text_lists, "write_statistics": flat}
 
 
 def write_table(path: Path, table: pa.Table) -> FileRef:
