@@ -1,10 +1,13 @@
-"""Buckets: a batch of events cut into one per bucket of users, and the bytes that carry those between workers.
+"""Buckets: a batch of events cut into one per bucket of users, and the files that carry those between workers.
 
-A runner on one machine copies these bytes several times and holds a whole run's in memory: their size counts.
+What a runner shuffles is the place of a piece in such a file: it would copy the events themselves several times and, on
+one machine, hold a whole run's in memory.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +20,14 @@ CRC32_POLYNOMIAL = 0xEDB88320
 # Ids hashed at once: what a round needs should stay in a core's cache.
 BLOCK_IDS = 1 << 16
 
-# Texts that are shorter than this on average travel as they are: a dictionary per bucket and batch saves less than it
-# costs, as most of an item's events are in other buckets.
-SHORT_TEXT_BYTES = 16
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a bucket's events of one batch stand: an Arrow IPC stream of `size` bytes at `offset` of a file."""
+
+    path: str
+    offset: int
+    size: int
 
 
 def buckets_of(users: pa.StringArray, buckets: int) -> NDArray[np.uint16]:
@@ -44,47 +52,30 @@ def buckets_of(users: pa.StringArray, buckets: int) -> NDArray[np.uint16]:
     return found
 
 
-def split(events: pa.Table, buckets: int) -> Iterator[tuple[int, bytes]]:
-    """The events (BEHAVIOURS) of each bucket that has any, as an Arrow IPC stream that `joined` reads."""
+def split(events: pa.Table, buckets: int, file: Path) -> Iterator[tuple[int, Piece]]:
+    """The pieces of all buckets that have events (BEHAVIOURS), in a `file` that is complete once the iterator ends."""
     events = events.combine_chunks()
     bucket = buckets_of(events["user_id"].combine_chunks(), buckets)
     # At most 16 bits: numpy sorts those by radix.
     events = events.take(pa.array(np.argsort(bucket, kind="stable")))
     ends = np.cumsum(np.bincount(bucket, minlength=buckets)).tolist()
-    for number, (start, stop) in enumerate(pairwise([0, *ends])):
-        if start < stop:
-            yield number, _packed(events.slice(start, stop - start))
+    with pa.OSFile(str(file), "wb") as sink:
+        for number, (start, stop) in enumerate(pairwise([0, *ends])):
+            if start < stop:
+                offset = sink.tell()
+                with pa.ipc.new_stream(sink, events.schema) as stream:
+                    stream.write_table(events.slice(start, stop - start))
+                yield number, Piece(str(file), offset, sink.tell() - offset)
 
 
-def joined(streams: Iterable[bytes]) -> pa.Table:
-    """One bucket's events from all its streams, as BEHAVIOURS."""
-    return pa.concat_tables(_unpacked(stream) for stream in streams)
-
-
-def _packed(events: pa.Table) -> bytes:
-    table = pa.table([_coded(column.combine_chunks()) for column in events.columns], names=events.column_names)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    packed: bytes = sink.getvalue().to_pybytes()
-    return packed
-
-
-def _unpacked(stream: bytes) -> pa.Table:
-    return pa.ipc.open_stream(stream).read_all().cast(BEHAVIOURS)
-
-
-def _coded(column: pa.Array) -> pa.Array:
-    """Texts as codes of a dictionary, the codes as small as can be, where that pays; other columns as they are."""
-    if pa.types.is_string(column.type):
-        offset = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
-        if offset[-1] - offset[0] >= SHORT_TEXT_BYTES * len(column):
-            column = column.dictionary_encode()
-    if pa.types.is_dictionary(column.type):
-        for codes in (pa.int8(), pa.int16()):
-            if len(column.dictionary) <= np.iinfo(codes.to_pandas_dtype()).max:
-                return pa.DictionaryArray.from_arrays(column.indices.cast(codes), column.dictionary)
-    return column
+def joined(pieces: Iterable[Piece]) -> pa.Table:
+    """One bucket's events from all its pieces, as BEHAVIOURS; read from the files' pages where they lie."""
+    tables = []
+    for piece in pieces:
+        with pa.memory_map(piece.path) as file:
+            file.seek(piece.offset)
+            tables.append(pa.ipc.open_stream(file.read_buffer(piece.size)).read_all().cast(BEHAVIOURS))
+    return pa.concat_tables(tables)
 
 
 def _crc32_table() -> NDArray[np.uint32]:

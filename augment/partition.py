@@ -1,11 +1,13 @@
 """Partitioning: the Apache Beam pipeline that brings a run's events to their users' buckets and seals what is full.
 
-Its elements are Arrow batches, not rows: a reader cuts a batch of events into one per bucket, the shuffle carries those
-as IPC bytes, and `augment.sealing` seals a bucket as a whole. Workers share nothing but the folders that hold the
-files, so the pipeline runs wherever those can be seen: in this process, in several, on Flink, Spark or Dataflow.
+Its elements are Arrow batches, not rows: a reader cuts a batch of events into one per bucket and writes them to a file,
+the shuffle carries their places in it, and `augment.sealing` seals a bucket as a whole. Hence memory does not grow with
+the events. Workers share nothing but the folders that hold the files, so the pipeline runs wherever those can be seen:
+in this process, in several, on Flink, Spark or Dataflow.
 """
 
 import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augment.beam import GlobalWindow, WindowedValue, beam
-from augment.buckets import joined, split
+from augment.buckets import Piece, joined, split
 from augment.runners import pipeline_options, runner_named
 from augment.sealing import PartitionConfig, seal_bucket
 from warehouse.errors import ConfigError, CorruptWarehouse, InputError, MissingColumn, WrongType
@@ -29,7 +31,7 @@ from warehouse.store import read_table, write_json, write_table
 
 __all__ = ["PartitionConfig", "PartitionReport", "partition_events"]
 
-# Rows read and split at once. Fewer make the dictionaries of a bucket's batches overlap more, more cost memory.
+# Rows read and split at once. More cost memory, fewer make more and smaller pieces.
 BATCH_ROWS = 1 << 20
 
 # In the files of open partitions: the number of buckets they were hashed into.
@@ -100,12 +102,14 @@ def partition_events(
     done: list[SealedBucket] = []
     if reads:
         # Runners have no return value in common; what they do have is the folder that the tables go to.
-        report = out / f".tmp-{run}-{token_hex(4)}.report"
+        scratch = out / f".tmp-{run}-{token_hex(4)}"
+        scratch.mkdir(parents=True)
         try:
-            _run(beam.Pipeline(runner=runner, options=options), reads, task, report)
+            report = scratch / "report.json"
+            _run(beam.Pipeline(runner=runner, options=options), reads, task, scratch, report)
             done = [SealedBucket(**bucket) for bucket in orjson.loads(report.read_bytes())]
         finally:
-            report.unlink(missing_ok=True)
+            shutil.rmtree(scratch)
     return PartitionReport(
         events=sum(bucket.events for bucket in done),
         users=sum(bucket.users for bucket in done),
@@ -117,17 +121,16 @@ def partition_events(
     )
 
 
-def _run(pipeline: beam.Pipeline, reads: list[ReadTask], task: SealTask, report: Path) -> None:
+def _run(pipeline: beam.Pipeline, reads: list[ReadTask], task: SealTask, scratch: Path, report: Path) -> None:
     threads = task.config.threads
-    read_and_split = beam.ParDo(InThreads(_split, task.config.buckets, threads=threads))
     with pipeline:
         (
             pipeline
             | "row groups" >> beam.Create(reads)
             | "to all workers" >> beam.Reshuffle()
-            | "read and split" >> read_and_split.with_output_types(tuple[int, bytes])
+            | "read and split" >> beam.ParDo(InThreads(_split, task.config.buckets, str(scratch), threads=threads))
             | "by bucket" >> beam.GroupByKey()
-            | "gather" >> beam.MapTuple(lambda bucket, streams: (bucket, list(streams)))
+            | "gather" >> beam.MapTuple(lambda bucket, pieces: (bucket, list(pieces)))
             | "seal" >> beam.ParDo(InThreads(_seal, task, threads=threads))
             | "all buckets" >> beam.combiners.ToList()
             | "report" >> beam.Map(_write_report, str(report))
@@ -161,23 +164,24 @@ class InThreads(beam.DoFn):  # type: ignore[misc]
         self.pool.shutdown()
 
 
-def _split(task: ReadTask, buckets: int) -> Iterator[tuple[int, bytes]]:
-    """The events of a few row groups, by bucket."""
+def _split(task: ReadTask, buckets: int, scratch: str) -> Iterator[tuple[int, Piece]]:
+    """The events of a few row groups, by bucket; a second attempt at it writes files of its own."""
     try:
         with pq.ParquetFile(task.path, read_dictionary=["action"]) as file:
-            events = file.read_row_groups(list(task.row_groups), columns=BEHAVIOURS.names)
+            # One thread: other batches are read at the same time.
+            events = file.read_row_groups(list(task.row_groups), columns=BEHAVIOURS.names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(task.path, error) from error
     for start in range(0, len(events), BATCH_ROWS):
-        yield from split(events.slice(start, BATCH_ROWS), buckets)
+        yield from split(events.slice(start, BATCH_ROWS), buckets, Path(scratch, f"{token_hex(8)}.arrow"))
 
 
-def _seal(bucket_streams: tuple[int, list[bytes]], task: SealTask) -> Iterator[SealedBucket]:
+def _seal(bucket_pieces: tuple[int, list[Piece]], task: SealTask) -> Iterator[SealedBucket]:
     """Write a bucket's partitions and open partitions."""
-    bucket, streams = bucket_streams
+    bucket, pieces = bucket_pieces
     open_file = task.open_files.get(bucket)
     known = read_table([Path(open_file)] if open_file else [], OPEN_PARTITIONS)
-    sealed = seal_bucket(joined(streams), known, task.config)
+    sealed = seal_bucket(joined(pieces), known, task.config)
     name = f"{task.run}-b{bucket:02d}.parquet"
     partitions, still_open = Path(task.out, "partitions", name), Path(task.out, "open", name)
     if len(sealed.partitions):

@@ -36,9 +36,8 @@ class PartitionConfig(BaseModel, frozen=True, extra="forbid"):
     gap_days: float | None = Field(None, gt=0, allow_inf_nan=False)
     # Users are hashed into so many files per run. Fixed for the life of a warehouse.
     buckets: int = Field(64, ge=1, le=65_536)
-    # Batches split, or buckets sealed, at the same time in one worker process. More than it has cores: a bucket's files
-    # are flushed to the disk, which takes as long as sealing it. Memory grows with it, too.
-    threads: int = Field(4, ge=1)
+    # Batches split, or buckets sealed, at the same time in one worker process. Memory grows with it.
+    threads: int = Field(2, ge=1)
     # By name. Not `DirectRunner`: it first tries to download a binary.
     runner: str = "FnApiRunner"
     # Flags for Beam's PipelineOptions, as they stand: ("--direct_running_mode=multi_processing", ...).
