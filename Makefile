@@ -29,7 +29,8 @@ $(STAMP):
 	@echo "Installing into $(VENV) (about 5 GB, some minutes; only the first time)"
 	@$(BIN)/pip install -q --no-deps '$(TORCH)' 2>/dev/null || $(BIN)/pip install -q --no-deps --index-url $(CPU_INDEX) '$(TORCH)'
 	@$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@# By path: a reader's folder named warehouse/ would hide our package from setuptools' other way.
+	@$(BIN)/pip install -q --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@rm -f $(VENV)/.installed-*; touch $@
 
 demo: $(STAMP)

@@ -1,6 +1,9 @@
 """The table of DESIGN section 1: which room may import what, inside functions as well as at the top."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +85,14 @@ def test_every_public_name_is_there() -> None:
         assert getattr(lorestream, name).__name__ == name
     with pytest.raises(AttributeError, match=r"no attribute 'nope'; it has .*HybridExpertAdapter"):
         lorestream.nope  # noqa: B018
+
+
+def test_a_data_folder_named_warehouse_does_not_hide_the_package(tmp_path: Path) -> None:
+    """The reader's script stands beside the data, in a folder that is called as ours is."""
+    (tmp_path / "warehouse").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = "import lorestream; print(lorestream.open.__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "warehouse.reader\n", done.stderr

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from augment.speculation.pool import PoolIdentity
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a call returned. `finish_reason` is `stop` or `length`; draft counts are None without speculation."""
+    """What a call returned. `finish_reason` is `stop` or `length`.
+
+    With speculation: draft tokens verified, how many of them stand in the text, how many of these only thanks to
+    relaxed verification, decoding steps (the prompt's aside), and the digest of the pool; None without.
+    """
 
     request_key: str
     text: str
@@ -25,10 +33,13 @@ class Completion:
     tokens_out: int
     drafted: int | None = None
     accepted: int | None = None
+    relaxed: int | None = None
+    steps: int | None = None
+    pool_id: str | None = None
 
 
 class Engine(Protocol):
-    """A maker of text. `model`, `revision` and `sampling` enter every request key."""
+    """A maker of text. `model`, `revision`, `sampling` and `verification` enter every request key."""
 
     @property
     def model(self) -> str: ...
@@ -39,10 +50,28 @@ class Engine(Protocol):
     @property
     def sampling(self) -> Mapping[str, object]: ...
 
+    @property
+    def verification(self) -> str:
+        """`strict`, or the rule of relaxed verification."""
+        ...
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as they finish, in any order, one per request."""
         ...
 
     def close(self) -> None:
         """Free the model. A closed engine may not be used again."""
+        ...
+
+
+@runtime_checkable
+class DraftingEngine(Engine, Protocol):
+    """An engine that can draft from a retrieval pool."""
+
+    def draft_from(self, pool: Path, identity: "PoolIdentity") -> None:
+        """Draft from the saved `pool` from the next call on. Raises what RetrievalPool.load does."""
+        ...
+
+    def speculation_summary(self) -> dict[str, object]:
+        """What drafting did since the engine was made: counts, tokens per step, cost and gain; {} without it."""
         ...

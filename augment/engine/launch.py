@@ -5,12 +5,15 @@ failure, and that stands in the engine's process, not in the exception that reac
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
@@ -18,6 +21,7 @@ from threading import Thread
 from typing import Any
 
 from augment.engine.config import EngineConfig
+from augment.speculation.config import SpeculationConfig, check_vllm
 
 # Read by vLLM, torch and OpenMP when they are loaded, here and in the engine's processes. What the user has set wins.
 _ENVIRONMENT = {
@@ -34,15 +38,26 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning",
 }
 
+log = logging.getLogger("lorestream.engine")
+
 _MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _STOP_TIMEOUT_S = 30.0
 
 _CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 
 
-def start_vllm(config: EngineConfig, path: Path, log_file: Path) -> Any:
+def start_vllm(
+    config: EngineConfig,
+    speculation: SpeculationConfig,
+    path: Path,
+    log_file: Path,
+    further: Mapping[str, object] | None = None,
+) -> Any:
     """A running vLLM LLMEngine for the model folder `path`; its processes log to `log_file`.
 
+    With speculation it has our proposer and our worker's methods, which draft nothing before they are installed. It has
+    none, and a warning says so, where vLLM's own verification is wrong: when sampling on a CPU.
+    `further` arguments of vLLM's EngineArgs are for benchmarks, which start vLLM's own speculation the same way.
     Sets the variables of `_ENVIRONMENT`, unless they are set already. Raises whatever vLLM raises.
     """
     for name, value in _ENVIRONMENT.items():
@@ -51,16 +66,30 @@ def start_vllm(config: EngineConfig, path: Path, log_file: Path) -> Any:
     own_process = os.environ.get(_MULTIPROCESSING, "1") == "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        from vllm import EngineArgs, LLMEngine
+        from vllm import EngineArgs, LLMEngine, __version__
         from vllm.platforms import current_platform
 
-        args = EngineArgs(**_engine_args(config, path, log_file, current_platform.is_cpu()))
+        on_cpu = current_platform.is_cpu()
+        given = _engine_args(config, path, log_file, on_cpu)
+        if speculation.mode != "off":
+            check_vllm(__version__)
+            # vLLM 0.32 expands the requests' temperatures to their draft tokens by a CPU kernel for integers, and
+            # divides the scores by what happens to stand in memory.
+            if on_cpu and config.temperature > 0:
+                log.warning(
+                    "temperature = %s: vLLM cannot verify drafts on a CPU then; drafting is off", config.temperature
+                )
+            else:
+                given |= _speculation_args(speculation)
+        args = EngineArgs(**given | dict(further or {}))
         # On CPU vLLM puts scheduler and model into two processes, so that it can pin the threads of the second. They
         # are not pinned here, so one process does: it starts a third sooner and saves a hop in every step.
-        with _environment({_MULTIPROCESSING: "0"} if current_platform.is_cpu() else {}):
+        _shield_llvmlite()
+        with _environment({_MULTIPROCESSING: "0"} if on_cpu else {}):
             engine = LLMEngine.from_engine_args(args, enable_multiprocessing=own_process)
     if own_process:
         _wake_when_killed(engine.engine_core)
+        engine.lorestream_guard = end_with_us([p.pid for p in engine.engine_core.resources.engine_manager.processes])
     return engine
 
 
@@ -73,6 +102,8 @@ def stop_vllm(engine: Any) -> None:
     engine.engine_core.shutdown(timeout=_STOP_TIMEOUT_S)
     if isinstance(engine.engine_core, InprocClient):
         cleanup_dist_env_and_memory()
+    else:
+        dismiss(engine.lorestream_guard)
     # Reaps what has ended, so that no zombie keeps the engine's name in the process table.
     multiprocessing.active_children()
 
@@ -101,6 +132,37 @@ def _wake_when_killed(client: Any) -> None:
         outputs.put(RuntimeError("the engine's process has ended"))
 
     Thread(target=wait, name="lorestream-engine-watch", daemon=True).start()
+
+
+def end_with_us(processes: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A guard that kills `processes` once this one is gone, however it went; `dismiss` it when they have ended.
+
+    vLLM's engine outlives a killed parent with all its memory. The guard waits for the end of its input, which the
+    system closes; a session of its own keeps it from the terminal's Ctrl-C.
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _ || kill -9 "$@"', "lorestream-guard", *map(str, processes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def dismiss(guard: subprocess.Popen[bytes]) -> None:
+    """End a guard that has nothing to guard any more."""
+    guard.communicate(b"\n")
+
+
+def _shield_llvmlite() -> None:
+    """Let vLLM start in a process that has loaded numba, as a pool or an earlier engine does.
+
+    A worker of vLLM 0.32 looks for Triton kernels in the `__dict__` of every object of every loaded module. llvmlite's
+    library object has none and answers any name with a function of that name; here it gets an empty one.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
 
 
 @contextmanager
@@ -152,6 +214,17 @@ def _engine_args(config: EngineConfig, path: Path, log_file: Path, on_cpu: bool)
     else:
         args["gpu_memory_utilization"] = config.gpu_memory_utilization
     return args
+
+
+def _speculation_args(speculation: SpeculationConfig) -> dict[str, Any]:
+    return {
+        "speculative_config": {
+            "method": "custom_class",
+            "model": "augment.speculation.proposer.PoolProposer",
+            "num_speculative_tokens": speculation.max_draft_tokens,
+        },
+        "worker_extension_cls": "augment.speculation.worker.SpeculationWorker",
+    }
 
 
 def _write_log_config(log_file: Path) -> Path:

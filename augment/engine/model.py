@@ -10,6 +10,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jinja2 import Environment, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+
 from warehouse.errors import InputError
 from warehouse.keys import DIGEST_BYTES
 
@@ -61,7 +66,8 @@ class ModelInfo:
 def describe_model(model: str) -> ModelInfo:
     """What the files of `model`, a folder or a Hugging Face id in the local cache, say about it.
 
-    Raises InputError where there is no such model, or the folder lacks config, weights or tokenizer.
+    Raises InputError where there is no such model, the folder lacks config, weights or tokenizer, or its tokenizer or
+    chat template cannot be used.
     """
     name, path = _locate(model)
     if not (path / "config.json").is_file():
@@ -80,15 +86,20 @@ def describe_model(model: str) -> ModelInfo:
             f"`{model}` holds no tokenizer ({', '.join(_TOKENIZER_FILES)}). Copy the tokenizer's files into the folder."
         )
     config = read_json(path / "config.json")
-    tokenizer_config = read_json(path / "tokenizer_config.json")
+    tokenizer, tokenizer_config = read_json(path / "tokenizer.json"), read_json(path / "tokenizer_config.json")
+    if (path / "tokenizer.json").is_file() and not (
+        isinstance(tokenizer.get("model"), dict) and isinstance(tokenizer.get("added_tokens"), list)
+    ):
+        raise InputError(
+            f"`{model}` has no usable tokenizer: {path / 'tokenizer.json'} holds no `model` and `added_tokens`. "
+            "Download or copy the model again."
+        )
     return ModelInfo(
         name=name,
         path=path,
         revision=_revision(path, weights),
-        special_tokens=_special_tokens(read_json(path / "tokenizer.json"), tokenizer_config),
-        has_chat_template=(path / "chat_template.jinja").is_file()
-        or (path / "chat_template.json").is_file()
-        or bool(tokenizer_config.get("chat_template")),
+        special_tokens=_special_tokens(tokenizer, tokenizer_config),
+        has_chat_template=_has_chat_template(path, tokenizer_config),
         context_length=_context_length(config),
     )
 
@@ -104,6 +115,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object. Download or copy the model again.")
     return value
+
+
+def tokenizer_digest(path: Path) -> str:
+    """32 hex digits naming the tokenizer of the model folder `path`: equal ones turn a text into the same tokens."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for name in _TOKENIZER_FILES:
+        if (path / name).is_file():
+            content = (path / name).read_bytes()
+            digest.update(f"{name}:{len(content)}:".encode())
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def _locate(model: str) -> tuple[str, Path]:
@@ -176,6 +198,37 @@ def _samples(stream: BinaryIO, file: Path, size: int) -> list[tuple[int, int]]:
             length = min(_TENSOR_BYTES, end - begin)
             parts.append((header_bytes + begin + (end - begin - length) // 2, length))
     return parts
+
+
+class _GenerationBlock(Extension):
+    """Parses `{% generation %}`, with which chat templates mark the model's own turns for training."""
+
+    # Jinja declares it of instances, so it can be no ClassVar.
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _has_chat_template(path: Path, tokenizer_config: dict[str, Any]) -> bool:
+    """Whether the model has a chat template. Raises InputError for one that does not parse."""
+    file = path / "chat_template.jinja"
+    try:
+        if file.is_file():
+            given: object = file.read_text(encoding="utf-8")
+        else:
+            given = read_json(path / "chat_template.json").get("chat_template") or tokenizer_config.get("chat_template")
+        named = [entry.get("template") for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
+        environment = Environment(extensions=["jinja2.ext.loopcontrols", _GenerationBlock])
+        for template in named or [given]:
+            if isinstance(template, str):
+                environment.parse(template)
+    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"The chat template of the model in {path} cannot be used: {error}. Download or copy the model again."
+        ) from error
+    return bool(given)
 
 
 def _special_tokens(tokenizer: dict[str, Any], tokenizer_config: dict[str, Any]) -> tuple[str, ...]:

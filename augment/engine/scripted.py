@@ -1,10 +1,12 @@
 """A deterministic engine for unit tests: real interface, made-up answers, no model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from zlib import crc32
 
 from augment.engine.base import Completion, Request
 from augment.engine.errors import EngineFailed
+from augment.speculation.pool import PoolIdentity, RetrievalPool
 
 
 class ScriptedEngine:
@@ -12,7 +14,8 @@ class ScriptedEngine:
 
     Like a real engine it pulls requests lazily, holds up to `max_concurrent` of them, and finishes them out of order:
     of those it holds, the one with the smallest CRC-32 of its key comes first. After `fail_after` completions it
-    raises EngineFailed, as an engine does that runs out of memory. `prompts` lists what was asked, in order of answers.
+    raises EngineFailed, as an engine does that runs out of memory. `prompts` lists what was asked, in order of answers;
+    `pool` is what it was told to draft from, which changes nothing.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class ScriptedEngine:
         self._max_new_tokens, self._max_concurrent, self._fail_after = max_new_tokens, max_concurrent, fail_after
         self._closed = False
         self.prompts: list[str] = []
+        self.pool: Path | None = None
 
     @property
     def model(self) -> str:
@@ -42,6 +46,18 @@ class ScriptedEngine:
     @property
     def sampling(self) -> Mapping[str, object]:
         return {"max_new_tokens": self._max_new_tokens, "temperature": 0.0}
+
+    @property
+    def verification(self) -> str:
+        return "strict"
+
+    def draft_from(self, pool: Path, identity: PoolIdentity) -> None:
+        """Remember the pool, once it was checked as by any engine."""
+        RetrievalPool.load(pool, identity)
+        self.pool = pool
+
+    def speculation_summary(self) -> dict[str, object]:
+        return {} if self.pool is None else {"pool": self.pool.name}
 
     @property
     def calls(self) -> int:

@@ -14,16 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from augment.engine.base import Completion, Request
 from augment.engine.config import EngineConfig
 from augment.engine.errors import EngineFailed
 from augment.engine.launch import cause_of, killed_by, start_vllm, stop_vllm
 from augment.engine.model import ModelInfo, describe_model
-from warehouse.errors import ConfigError
+from augment.speculation.config import GROUP, SpeculationConfig, check_sampling
+from warehouse.errors import ConfigError, LorestreamError
 
-__all__ = ["PROMPT_TOO_LONG", "EngineConfig", "EngineStats", "VllmEngine"]
+if TYPE_CHECKING:
+    from augment.speculation.pool import PoolIdentity
+
+__all__ = ["PROMPT_TOO_LONG", "EngineConfig", "EngineStats", "SpeculationConfig", "VllmEngine"]
 
 PROMPT_TOO_LONG = "prompt_too_long"
 
@@ -37,6 +41,7 @@ class EngineStats:
     """Progress of an engine over all its calls so far.
 
     `generating_s` runs from the first request to the last completion of every call; loading (`load_s`) is apart.
+    `drafted`, `accepted`, `relaxed` and `steps` are sums over completions, as they count them.
     """
 
     finished: int = 0
@@ -45,6 +50,17 @@ class EngineStats:
     tokens_out: int = 0
     load_s: float = 0.0
     generating_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+    relaxed: int = 0
+    steps: int = 0
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Output tokens per decoding step of a request, its first token (which the prompt gives) aside; None before
+        there are any, and without speculation."""
+        texts = self.finished - self.too_long
+        return (self.tokens_out - texts) / self.steps if self.steps else None
 
     @property
     def tokens_per_s(self) -> float:
@@ -58,11 +74,24 @@ class VllmEngine:
     Building it reads a few files and raises ConfigError or InputError for a model that cannot be used as configured.
     vLLM runs in a process of its own unless VLLM_ENABLE_V1_MULTIPROCESSING=0, so that closing it gives all memory back
     and the rest of the program keeps its threads; a script that uses it needs the usual `if __name__ == "__main__"`.
+
+    `speculation` (None: off) drafts from the pool given to `draft_from`, from the request's own prompt and text, and,
+    unless it is frozen, from texts that were finished before.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: Callable[[EngineStats], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_progress: Callable[[EngineStats], None] | None = None,
+        *,
+        speculation: SpeculationConfig | None = None,
+    ) -> None:
         self.config = config
+        self.speculation = speculation or SpeculationConfig(mode="off")
+        check_sampling(self.speculation, config.temperature)
         self.info: ModelInfo = describe_model(config.model)
+        self._pool: Path | None = None
+        self.pool_id: str | None = None
         self._chat = _uses_chat(config, self.info)
         _check_context(config, self.info)
         self._on_progress = on_progress
@@ -72,6 +101,7 @@ class VllmEngine:
         self._closed = False
         self._generating = False
         self._ids = count()
+        self.step_seconds: dict[int, float] = {}
         self.stats = EngineStats()
 
     @property
@@ -103,6 +133,11 @@ class VllmEngine:
         return sampling
 
     @property
+    def verification(self) -> str:
+        """`strict`, or the relaxed rule with its guards; enters every request key."""
+        return self.speculation.verification
+
+    @property
     def generating_seconds(self) -> float:
         """Seconds from the first request to the last completion, without loading the model."""
         return self.stats.generating_s
@@ -126,6 +161,51 @@ class VllmEngine:
                 # A dead engine has nothing to give up, and its own error is already on the way.
                 with suppress(Exception):
                     self._vllm.abort_request(list(running))
+
+    def draft_from(self, pool: Path, identity: "PoolIdentity") -> None:
+        """Draft from the saved `pool` from the next call on, if at all. Raises what RetrievalPool.load does."""
+        if self.speculation.mode == "off":
+            return
+        from augment.speculation.pool import RetrievalPool
+
+        # Here already, before a model is loaded for nothing, and by its own error.
+        self.pool_id, self._pool = RetrievalPool.load(pool, identity).digest, pool
+        if self._vllm is not None:
+            try:
+                self._vllm.collective_rpc("speculation_exchange", args=(str(pool),))
+            except Exception as error:
+                raise self._failure("generate", error) from error
+
+    def speculation_totals(self) -> dict[str, float]:
+        """What speculation did since the model was loaded (`augment.speculation.proposer.Totals`), {} without it."""
+        if self._vllm is None or self.speculation.mode == "off":
+            return {}
+        return _merged(self._vllm.collective_rpc("speculation_totals"))
+
+    def speculation_summary(self) -> dict[str, object]:
+        """What drafting did since the engine was made, in JSON's types; {} without it, or before there is a text.
+
+        `retrieval_us` is per decoding step of a request, `share_of_step_time` all that the proposer took, and `speedup`
+        an estimate: the measured steps against the time that as many tokens would take by plain steps of such batches.
+        """
+        totals = self.speculation_totals()
+        if not totals or not self.stats.steps:
+            return {}
+        summary: dict[str, object] = {
+            "verification": self.verification,
+            "pool": self.pool_id,
+            "drafted": self.stats.drafted,
+            "accepted": self.stats.accepted,
+            "relaxed": self.stats.relaxed,
+            "steps": self.stats.steps,
+            "tokens_per_step": round(self.stats.tokens_per_step or 0.0, 3),
+            "retrieval_us": round(1e6 * totals["retrieval_s"] / max(totals["row_steps"], 1), 1),
+        }
+        if totals["timed_s"]:
+            summary["share_of_step_time"] = round(totals["timed_proposing_s"] / totals["timed_s"], 4)
+            if totals["plain_s"]:
+                summary["speedup"] = round(totals["plain_s"] / totals["timed_s"], 2)
+        return summary
 
     def close(self) -> None:
         """Free the model: ends vLLM's processes. A closed engine may not be used again."""
@@ -181,6 +261,7 @@ class VllmEngine:
             seed=config.seed if config.temperature > 0 else None,
             max_tokens=config.max_new_tokens,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=None if request.group is None else {GROUP: request.group},
         )
         # Not the request key: one text may be asked for twice in a run.
         request_id = str(next(self._ids))
@@ -210,20 +291,30 @@ class VllmEngine:
             outputs = self._vllm.step()
         except Exception as error:
             raise self._failure("generate", error) from error
-        completions = []
-        for output in outputs:
-            if output.finished:
-                answer = output.outputs[0]
-                completions.append(
-                    Completion(
-                        request_key=running.pop(output.request_id),
-                        text=answer.text,
-                        finish_reason=answer.finish_reason,
-                        tokens_in=len(output.prompt_token_ids),
-                        tokens_out=len(answer.token_ids),
-                    )
-                )
-        return completions
+        ended = [output for output in outputs if output.finished]
+        counts = self._draft_counts([output.request_id for output in ended])
+        return [
+            Completion(
+                request_key=running.pop(output.request_id),
+                text=output.outputs[0].text,
+                finish_reason=output.outputs[0].finish_reason,
+                tokens_in=len(output.prompt_token_ids),
+                tokens_out=len(output.outputs[0].token_ids),
+                **counts.get(output.request_id, {}),
+            )
+            for output in ended
+        ]
+
+    def _draft_counts(self, ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The fields of a Completion that speculation fills, by request."""
+        if self.speculation.mode == "off" or not ids:
+            return {}
+        try:
+            found = _merged(self._vllm.collective_rpc("speculation_counts", args=(ids,)))
+        except Exception as error:
+            raise self._failure("generate", error) from error
+        names = ("drafted", "accepted", "relaxed", "steps")
+        return {i: dict(zip(names, counts, strict=True), pool_id=self.pool_id) for i, counts in found.items()}
 
     def _count(self, finished: list[Completion], generating_s: float) -> None:
         done = self.stats
@@ -234,6 +325,10 @@ class VllmEngine:
             tokens_in=done.tokens_in + sum(c.tokens_in for c in finished),
             tokens_out=done.tokens_out + sum(c.tokens_out for c in finished),
             generating_s=generating_s,
+            drafted=done.drafted + sum(c.drafted or 0 for c in finished),
+            accepted=done.accepted + sum(c.accepted or 0 for c in finished),
+            relaxed=done.relaxed + sum(c.relaxed or 0 for c in finished),
+            steps=done.steps + sum(c.steps or 0 for c in finished),
         )
         if self._on_progress:
             self._on_progress(self.stats)
@@ -242,7 +337,10 @@ class VllmEngine:
         started = time.perf_counter()
         self._log_folder = Path(tempfile.mkdtemp(prefix="lorestream-vllm-"))
         try:
-            self._vllm = start_vllm(self.config, self.info.path, self._log_folder / "vllm.log")
+            self._vllm = start_vllm(self.config, self.speculation, self.info.path, self._log_folder / "vllm.log")
+        except LorestreamError:
+            self._drop_log()
+            raise
         except Exception as error:
             raise self._failure("start", error) from error
         self._tokenizer = self._vllm.get_tokenizer()
@@ -254,7 +352,28 @@ class VllmEngine:
                 f"`{self.model}`, which leaves no room for max_new_tokens = {self.config.max_new_tokens}. "
                 "Raise the cache, or ask for shorter answers."
             )
+        if self._vllm.vllm_config.speculative_config is None:
+            self.speculation, self.pool_id = SpeculationConfig(mode="off"), None
+        else:
+            try:
+                self._install_speculation()
+            except Exception as error:
+                raise self._failure("start", error) from error
         self.stats = replace(self.stats, load_s=time.perf_counter() - started)
+
+    def _install_speculation(self) -> None:
+        classes = marks = None
+        if self.speculation.exact:
+            from augment.speculation.verification import token_classes
+
+            bits, odd = token_classes(self._tokenizer, self._vllm.model_config.get_vocab_size())
+            classes, marks = bits.tobytes(), odd.tobytes()
+        pool = None if self._pool is None else str(self._pool)
+        # What was not set must stay so: a mode refuses options that it has no use for.
+        config = self.speculation.model_dump(mode="json", exclude_unset=True)
+        arguments = (config, pool, classes, marks)
+        installed = _merged(self._vllm.collective_rpc("speculation_install", args=arguments))
+        self.step_seconds = {int(n): s for n, s in installed["step_seconds"].items()}
 
     def _failure(self, stage: Literal["start", "generate"], error: Exception) -> EngineFailed:
         log = self._log_folder / "vllm.log" if self._log_folder else None
@@ -276,6 +395,11 @@ class VllmEngine:
         if self._log_folder is not None:
             shutil.rmtree(self._log_folder, ignore_errors=True)
             self._log_folder = None
+
+
+def _merged(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer of the workers that had one: all of a tensor-parallel group say the same, other stages nothing."""
+    return next((answer for answer in answers if answer), {})
 
 
 def _uses_chat(config: EngineConfig, info: ModelInfo) -> bool:

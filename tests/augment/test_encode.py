@@ -189,7 +189,7 @@ def test_without_a_sentence_transformers_file_the_window_is_the_models_length(tm
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 64, "hidden_size": 12}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 1e30}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": {}, "added_tokens": []}')
     (folder / "model.safetensors").write_bytes(b"x")
     encoder = TextEncoder(EncoderConfig(model=str(folder), window_overlap_tokens=8))
     assert (encoder.window_tokens, encoder.dim) == (64, 12)

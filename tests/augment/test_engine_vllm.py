@@ -5,8 +5,10 @@ What the pocket LLM says does not matter here; that it is called rightly does.
 
 import json
 import multiprocessing
+import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -156,7 +158,7 @@ def test_a_model_without_template_or_with_a_short_context_is_refused_when_built(
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": {}, "added_tokens": []}')
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match="`plain` has no chat template"):
         VllmEngine(EngineConfig(model=str(folder), chat=True))
@@ -271,3 +273,33 @@ def test_by_default_vllm_runs_in_a_process_of_its_own_and_closing_ends_it(tmp_pa
     # vLLM's log goes to a file; a traceback or a warning of it on the terminal is noise.
     assert "WARNING" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_engine_does_not_outlive_a_killed_run() -> None:
+    script = (
+        "import os, signal, subprocess, sys\n"
+        "from augment.engine.launch import dismiss, end_with_us\n"
+        "spared, doomed = (subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL) for _ in range(2))\n"
+        "dismiss(end_with_us([spared.pid]))\n"
+        "guard = end_with_us([doomed.pid])\n"
+        "print(spared.pid, doomed.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    spared, doomed = map(int, done.stdout.split())
+    try:
+        deadline = time.monotonic() + 30
+        while _is_running(doomed):
+            assert time.monotonic() < deadline, "the guard did not kill what it guarded"
+            time.sleep(0.05)
+        assert _is_running(spared)
+    finally:
+        os.kill(spared, signal.SIGKILL)
+
+
+def _is_running(process: int) -> bool:
+    """Whether it runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -13,11 +13,12 @@ from warehouse.errors import InputError
 
 CONFIG = {"model_type": "qwen3", "max_position_embeddings": 2048, "hidden_size": 8}
 TOKENIZER = {
+    "model": {"type": "BPE"},
     "added_tokens": [
         {"content": "<|im_start|>", "special": True},
         {"content": "<|im_end|>", "special": True},
         {"content": "not special", "special": False},
-    ]
+    ],
 }
 TOKENIZER_CONFIG = {
     "eos_token": "<|im_end|>",
@@ -68,6 +69,37 @@ def test_a_chat_template_is_found_in_either_place(folder: Path, place: str) -> N
     text = json.dumps({**TOKENIZER_CONFIG, "chat_template": template}) if place.endswith("json") else template
     (folder / place).write_text(text)
     assert describe_model(str(folder)).has_chat_template
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}{% break %}{% endfor %}", "{% generation %}{{ messages[0].content }}{% endgeneration %}"],
+)
+def test_what_transformers_adds_to_jinja_is_allowed_in_a_chat_template(folder: Path, template: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    assert describe_model(str(folder)).has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("chat_template.jinja", b"{% if %}"),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("chat_template.json", json.dumps({"chat_template": "{{ messages"}).encode()),
+        ("tokenizer_config.json", json.dumps({"chat_template": [{"name": "x", "template": "{% if %}"}]}).encode()),
+    ],
+)
+def test_a_chat_template_that_does_not_parse_is_refused(folder: Path, place: str, content: bytes) -> None:
+    (folder / place).write_bytes(content)
+    with pytest.raises(InputError, match=r"chat template of the model in .*tiny-model"):
+        describe_model(str(folder))
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}}, {"added_tokens": []}, {"model": 5, "added_tokens": {}}])
+def test_a_tokenizer_without_content_is_refused(folder: Path, content: dict[str, object]) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"no usable tokenizer: .*tokenizer\.json"):
+        describe_model(str(folder))
 
 
 def test_the_revision_is_that_of_the_content_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
