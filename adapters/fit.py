@@ -1,7 +1,8 @@
 """Fitting a CTR model, with or without knowledge, with early stopping on validation time."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -75,8 +76,9 @@ def fit(
     that head's log loss counts: the CTR model beside it is thrown away, and its own loss soon moves with what it
     memorises of ids and histories.
 
-    `masks` are training, validation and holdout rows; nothing is chosen by the holdout. The same seed, data and thread
-    count give the same weights. The caller's random state is left as it was.
+    `masks` are training, validation and holdout rows; nothing is chosen by the holdout. On one machine the same seed,
+    data and thread count give the same weights; on a GPU torch warns of what keeps it from that. The caller's random
+    state is left as it was.
     """
     train, valid, holdout = (np.flatnonzero(m) for m in masks)
     head = training.head if training is not None else None
@@ -90,7 +92,7 @@ def fit(
     epochs: list[EpochReport] = []
     best, best_reached = 0, np.inf
     best_states = [copy.deepcopy(m.state_dict()) for m in modules]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _reproducible():
         torch.manual_seed(config.seed)
         for epoch in range(config.max_epochs):
             started = perf_counter()
@@ -130,6 +132,21 @@ def fit(
     for m, state in zip(modules, best_states, strict=True):
         m.load_state_dict(state)
     return Fitted(tuple(epochs), best)
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Sums that do not depend on which thread comes first.
+
+    Otherwise the gradients of rows that are looked up more than once (`vectors[place]`) are added up in any order, and
+    each fit ends a little elsewhere.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def predict(model: CtrModel, knowledge: Knowledge | None, rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from adapters.knowledge import ITEM_KIND, USER_KIND, EntityVectors, Stored, in_chunks
 from adapters.materialise import materialise_items, materialise_users
 from adapters.trained import TrainedAdapter
+from warehouse.join import newest
 from warehouse.schemas import FEATURES, Rung
 from warehouse.sql import connect, parquet_view
 
@@ -25,7 +26,9 @@ def missing_rows(
 ) -> dict[str, pa.Table]:
     """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`.
 
-    A row counts as published when one with the same entity, source digest, request key and adapter version is there.
+    A row counts as published when the one that readers see for its entity, source and instant has the same request key
+    and adapter version. An older one does not count: a configuration that is gone back to publishes its rows again,
+    newer than those it left for the meantime.
     """
     tables = {}
     for name, (kind, entity, _materialise) in _TABLES.items():
@@ -49,7 +52,12 @@ def _unpublished(
         missing = con.sql(
             f"""
             SELECT position FROM candidates c ANTI JOIN (
-                SELECT {entity} AS entity_id, source_digest, request_key FROM published WHERE adapter_version = ?
+                SELECT * FROM (
+                    SELECT {entity} AS entity_id, source_digest, request_key, adapter_version FROM published
+                    QUALIFY row_number() OVER (
+                        PARTITION BY {entity}, valid_from, source_digest ORDER BY {newest(entity)}
+                    ) = 1
+                ) WHERE adapter_version = ?
             ) p USING (entity_id, source_digest, request_key)
             ORDER BY position
             """,

@@ -41,8 +41,8 @@ def train_adapter(
     """An adapter fitted together with `config.backbone` on the older samples, chosen on newer, checked on the newest.
 
     `user_vectors` [rows, d] and `item_vectors` [rows, d] are what `samples.user_row` and `.item_row` index. The
-    holdout is never used for fitting or choosing, so lift may be measured on it. Equal input, seed and thread count
-    give an equal version.
+    holdout is never used for fitting or choosing, so lift may be measured on it. On one machine, equal input, seed and
+    thread count give an equal version.
 
     Raises NotTrainable when labels or samples do not suffice.
     """

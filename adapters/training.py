@@ -19,6 +19,11 @@ from warehouse.sql import connect, parquet_view
 
 FOLDER = "adapters"
 
+_LATEST_ITEMS = (
+    "SELECT item_id, attributes FROM items "
+    "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY created_at DESC, valid_from DESC) = 1"
+)
+
 
 @dataclass(frozen=True)
 class LabelledEvents:
@@ -65,6 +70,30 @@ def labelled_samples(
     )
 
 
+def check_category(items: Sequence[Path], category: str | None) -> None:
+    """Raise ConfigError, naming those there are, when `category` is an attribute that no stored item has.
+
+    A catalogue without items refuses nothing.
+    """
+    if category is None:
+        return
+    with connect() as con:
+        parquet_view(con, "items", items, ITEM_VERSIONS)
+        reader = con.sql(f"SELECT DISTINCT attributes FROM ({_LATEST_ITEMS})").to_arrow_reader()
+        found: set[str] = set()
+        for batch in reader:
+            for attributes in batch.column("attributes").to_pylist():
+                found.update(name for name, value in orjson.loads(attributes).items() if value is not None)
+            if category in found:
+                return
+        [(rows,)] = con.execute("SELECT count(*) FROM items").fetchall()
+    if rows:
+        raise ConfigError(
+            f"`labels.category` is {category!r}, an attribute that no item has; they have "
+            f"{', '.join(sorted(found)) or 'none'}. Name one of these, or leave the key out."
+        )
+
+
 def vector_rows(vectors: EntityVectors, entity: str) -> pa.Table:
     """Columns `entity`, valid_from and row: from when on, exclusively, a row of `vectors` may be used."""
     known = np.flatnonzero(vectors.has_vector)
@@ -92,18 +121,11 @@ def shelve_adapter(root: Path, adapter: TrainedAdapter) -> Path:
 def _catalogue(events: LabelledEvents) -> pa.Table | None:
     if events.category is None:
         return None
+    check_category(events.items, events.category)
     with connect() as con:
         parquet_view(con, "items", events.items, ITEM_VERSIONS)
-        rows = con.execute(
-            "SELECT item_id, attributes FROM items "
-            "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY created_at DESC, valid_from DESC) = 1"
-        ).fetchall()
+        rows = con.execute(_LATEST_ITEMS).fetchall()
     values = {item: orjson.loads(attributes).get(events.category) for item, attributes in rows}
-    if rows and not any(value is not None for value in values.values()):
-        raise ConfigError(
-            f"`labels.category` is {events.category!r}, an attribute that no item has. "
-            "Name a column of the items table, or leave the key out."
-        )
     names = pa.array([_first(value) for value in values.values()], pa.string())
     return pa.table({"item_id": pa.array(values, pa.string()), events.category: names})
 

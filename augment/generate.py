@@ -1,7 +1,8 @@
 """Generation: pending calls through an engine, their texts written in segments while they are produced.
 
 A segment is one immutable Parquet file; once it exists its calls are paid for and never made again. A killed run
-loses at most the texts since the last segment.
+loses at most the texts since the last segment. A prompt that does not fit the engine's context is no call and leaves
+nothing: it is asked as soon as there is room for it.
 """
 
 import logging
@@ -14,9 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from augment.engine.base import Completion, Engine
+from augment.engine.vllm import PROMPT_TOO_LONG
 from augment.plan import as_requests
 from warehouse.errors import LorestreamError
 from warehouse.keys import canonical_json
@@ -55,9 +58,15 @@ class UnansweredCalls(LorestreamError):
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What generation did; `seconds` includes loading the model, `tokens_per_s` does not."""
+    """What generation did; `seconds` includes loading the model, `tokens_per_s` does not.
+
+    `too_long` prompts are no calls and stay pending; the longest of them has `longest_prompt` tokens.
+    """
 
     calls: int = 0
+    calls_by_kind: dict[str, int] = field(default_factory=dict)
+    too_long: int = 0
+    longest_prompt: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
@@ -67,7 +76,7 @@ class GenerationReport:
 
 
 Progress = Callable[[int, int, int, float], None]
-"""Called with calls done, calls in all, output tokens so far and output tokens per second since the first text."""
+"""Called with requests done, requests in all, output tokens so far and those per second since the first text."""
 
 
 def status_of(completion: Completion) -> Status:
@@ -87,7 +96,7 @@ def generate(
     clock: Callable[[], datetime],
     progress: Progress | None = None,
 ) -> GenerationReport:
-    """Texts of all `pending` calls, stored under `folder` as `<run>-<n>.parquet`.
+    """Texts of all `pending` calls whose prompts fit, stored under `folder` as `<run>-<n>.parquet`.
 
     `pending` and `prompt_versions` come from `plan.pending_requests`. When the engine fails midway, the finished
     texts are stored before its error is raised. Raises UnansweredCalls when the engine skips some.
@@ -97,21 +106,32 @@ def generate(
     writer = _SegmentWriter(engine, prompt_versions, folder, run, config, clock)
     started = time.monotonic()
     first: float | None = None
+    too_long: dict[str, int] = {}
     try:
         for completion in engine.generate(as_requests(pending)):
             now = time.monotonic()
             first = first or now
-            writer.add(completion)
+            if completion.finish_reason == PROMPT_TOO_LONG:
+                too_long[completion.request_key] = completion.tokens_in
+            else:
+                writer.add(completion)
             if progress:
-                progress(writer.calls, pending.num_rows, writer.tokens_out, writer.tokens_out / max(now - first, 1e-3))
+                done, rate = writer.calls + len(too_long), writer.tokens_out / max(now - first, 1e-3)
+                progress(done, pending.num_rows, writer.tokens_out, rate)
     finally:
         writer.flush()
-    if writer.calls != pending.num_rows:
-        raise UnansweredCalls(pending.num_rows - writer.calls, pending.num_rows)
+    unanswered = pending.num_rows - writer.calls - len(too_long)
+    if unanswered:
+        raise UnansweredCalls(unanswered, pending.num_rows)
     ended = time.monotonic()
     generating = getattr(engine, "generating_seconds", ended - started)
+    refused = pc.is_in(pending.column("request_key"), value_set=pa.array(too_long, pa.string()))
+    made = pc.value_counts(pending.column("kind").filter(pc.invert(refused)))
     return GenerationReport(
         calls=writer.calls,
+        calls_by_kind={row["values"]: row["counts"] for row in made.to_pylist()},
+        too_long=len(too_long),
+        longest_prompt=max(too_long.values(), default=0),
         tokens_in=writer.tokens_in,
         tokens_out=writer.tokens_out,
         seconds=round(ended - started, 2),
@@ -134,6 +154,7 @@ class _SegmentWriter:
         clock: Callable[[], datetime],
     ) -> None:
         self._model = f"{engine.model}@{engine.revision}"
+        self._verification = engine.verification
         self._sampling = canonical_json(dict(engine.sampling)).decode()
         self._versions, self._folder, self._run = prompt_versions, folder, run
         self._config, self._clock = config, clock
@@ -154,11 +175,13 @@ class _SegmentWriter:
                 "tokens_out": completion.tokens_out,
                 "model": self._model,
                 "sampling": self._sampling,
-                "verification": "strict",
-                "pool_id": None,
+                "verification": self._verification,
+                "pool_id": completion.pool_id,
                 "prompt_version": self._versions[completion.request_key],
                 "drafted": completion.drafted,
                 "accepted": completion.accepted,
+                "relaxed": completion.relaxed,
+                "steps": completion.steps,
                 "created_at": self._clock(),
             }
         )

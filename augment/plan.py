@@ -25,7 +25,10 @@ _BATCH_ROWS = 8192
 
 @dataclass(frozen=True)
 class Scope:
-    """Which part of the warehouse to plan for: a sample of users, an interval [start, end) of event time, or all."""
+    """Which part of the warehouse to plan for: a sample of users, an interval [start, end) of event time, or all.
+
+    A part holds the partitions of these users that were sealed in this interval, and the items in them.
+    """
 
     limit_users: int | None = None
     start: datetime | None = None
@@ -62,11 +65,11 @@ class EngineIdentity:
     model: str
     revision: str
     sampling: Mapping[str, object]
-    verification: str = "strict"
+    verification: str
 
     @classmethod
     def of(cls, engine: Engine) -> "EngineIdentity":
-        return cls(engine.model, engine.revision, engine.sampling)
+        return cls(engine.model, engine.revision, engine.sampling, engine.verification)
 
     @property
     def engine_id(self) -> str:
@@ -77,13 +80,22 @@ class EngineIdentity:
 
 
 def plan_requests(
-    sources: Sources, writer: PromptWriter, engine: EngineIdentity, scope: Scope, now: datetime, out_file: Path
+    sources: Sources,
+    writer: PromptWriter,
+    engine: EngineIdentity,
+    scope: Scope,
+    now: datetime,
+    out_file: Path,
+    item_group: str | None = None,
 ) -> PlanReport:
-    """The missing calls, written as rows of `requests` to `out_file`; the file is not made when there are none."""
+    """The missing calls, written as rows of `requests` to `out_file`; the file is not made when there are none.
+
+    `item_group` is the attribute (of a list, its first value) whose items draft from each other's texts.
+    """
     with connect() as con:
         _register(con, sources, engine.engine_id, {kind: writer.version(kind) for kind in Kind}, scope)
         titles = dict(con.execute("SELECT item_id, title FROM latest_items").fetchall())
-        planner = _Planner(writer, engine, now, titles)
+        planner = _Planner(writer, engine, now, titles, item_group)
         with TableWriter(out_file, REQUESTS) as out:
             for batch in _batches(con, _MISSING_PARTITIONS):
                 out.write(planner.user_summaries(batch))
@@ -95,31 +107,20 @@ def plan_requests(
 
 
 def pending_requests(
-    requests: Sequence[Path], knowledge: Sequence[Path], engine_id: str
+    sources: Sources, knowledge: Sequence[Path], engine: EngineIdentity, versions: Mapping[str, str], scope: Scope
 ) -> tuple[pa.Table, dict[str, str]]:
-    """Calls of `engine_id` without a stored text, and the prompt version of each key.
+    """Planned calls without a stored text that a plan of the same scope would make now, and each key's prompt version.
 
-    Columns request_key, prompt, group, kind; one row per key: entities with equal prompts share one call. Users come
-    before items, earlier partitions before later ones.
+    So what an interrupted run left behind waits until its prompts (`versions` by kind), engine and scope are asked for
+    again. Columns request_key, prompt, group, kind; one row per key: entities with equal prompts share one call. Users
+    come before items, earlier partitions before later ones.
     """
     with connect() as con:
-        parquet_view(con, "requests", requests, REQUESTS)
+        _register(con, sources, engine.engine_id, versions, scope)
         parquet_view(con, "knowledge", knowledge, pa.schema([("request_key", pa.string())]))
-        table: pa.Table = con.sql(
-            """
-            SELECT request_key, any_value(prompt) AS prompt, any_value("group") AS "group", any_value(kind) AS kind,
-                   any_value(prompt_version) AS prompt_version
-            FROM requests ANTI JOIN knowledge USING (request_key)
-            WHERE engine_id = ?
-            GROUP BY request_key
-            ORDER BY kind DESC, min(partition_no) NULLS LAST, request_key
-            """,
-            params=[engine_id],
-        ).to_arrow_table()
-    versions = dict(
-        zip(table.column("request_key").to_pylist(), table.column("prompt_version").to_pylist(), strict=True)
-    )
-    return table.drop_columns(["prompt_version"]), versions
+        table: pa.Table = con.sql(_PENDING).to_arrow_table()
+    found = dict(zip(table.column("request_key").to_pylist(), table.column("prompt_version").to_pylist(), strict=True))
+    return table.drop_columns(["prompt_version"]), found
 
 
 def as_requests(pending: pa.Table) -> Iterator[Request]:
@@ -148,19 +149,31 @@ _MISSING_ITEMS = """
     ORDER BY i.item_id
 """
 
+_PENDING = """
+    SELECT request_key, any_value(prompt) AS prompt, any_value("group") AS "group", any_value(kind) AS kind,
+           any_value(prompt_version) AS prompt_version
+    FROM (
+        SELECT a.* FROM asked a SEMI JOIN scoped_partitions p
+            ON a.kind = 'user_summary' AND a.entity_id = p.user_id AND a.partition_no = p.partition_no
+        UNION ALL
+        SELECT a.* FROM asked a SEMI JOIN scoped_items i
+            ON a.kind = 'item_facts' AND a.entity_id = i.item_id AND a.source_digest = i.digest
+    ) ANTI JOIN knowledge USING (request_key)
+    GROUP BY request_key
+    ORDER BY kind DESC, min(partition_no) NULLS LAST, request_key
+"""
+
 
 def _register(
-    con: duckdb.DuckDBPyConnection, sources: Sources, engine_id: str, versions: Mapping[Kind, str], scope: Scope
+    con: duckdb.DuckDBPyConnection, sources: Sources, engine_id: str, versions: Mapping[str, str], scope: Scope
 ) -> None:
+    """Make `asked`, `scoped_partitions` and `scoped_items`, on which planning and pending calls agree."""
     parquet_view(con, "partitions", sources.partitions, PARTITIONS)
     parquet_view(con, "items", sources.items, ITEM_VERSIONS)
     parquet_view(con, "users", sources.users, USER_VERSIONS)
     parquet_view(con, "requests", sources.requests, REQUESTS)
     current = " OR ".join(f"(kind = '{kind}' AND prompt_version = '{version}')" for kind, version in versions.items())
-    con.execute(
-        f"CREATE TEMP TABLE asked AS SELECT kind, entity_id, partition_no, source_digest FROM requests "
-        f"WHERE engine_id = '{engine_id}' AND ({current})"
-    )
+    con.execute(f"CREATE TEMP VIEW asked AS SELECT * FROM requests WHERE engine_id = '{engine_id}' AND ({current})")
     con.execute(
         "CREATE TEMP TABLE latest_items AS SELECT * FROM items "
         "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY created_at DESC, valid_from DESC) = 1"
@@ -181,7 +194,8 @@ def _register(
         in_scope.append(f"sealed_at < TIMESTAMPTZ '{scope.end.isoformat()}'")
     con.execute(f"CREATE TEMP VIEW scoped_partitions AS SELECT * FROM partitions WHERE {' AND '.join(in_scope)}")
     touched = "true"
-    if scope.limit_users is not None:
+    # Of a part of the users or of the time, only the items that it saw: else a week would ask about all the catalogue.
+    if scope != Scope():
         touched = "item_id IN (SELECT unnest(items) FROM scoped_partitions)"
     until = f"valid_from < TIMESTAMPTZ '{scope.end.isoformat()}'" if scope.end is not None else "true"
     con.execute(f"CREATE TEMP VIEW scoped_items AS SELECT * FROM latest_items WHERE {touched} AND {until}")
@@ -194,8 +208,16 @@ def _batches(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBa
 class _Planner:
     """Turns missing partitions and items into rows of `requests`, counting what it leaves out."""
 
-    def __init__(self, writer: PromptWriter, engine: EngineIdentity, now: datetime, titles: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        writer: PromptWriter,
+        engine: EngineIdentity,
+        now: datetime,
+        titles: Mapping[str, str],
+        item_group: str | None,
+    ) -> None:
         self._writer, self._engine, self._now, self._titles = writer, engine, now, titles
+        self._item_group = item_group
         self._engine_id = engine.engine_id
         self._versions = {kind: writer.version(kind) for kind in Kind}
         self.planned: dict[str, int] = {}
@@ -225,13 +247,21 @@ class _Planner:
     def item_facts(self, batch: pa.RecordBatch) -> pa.Table:
         rows = []
         for row in batch.to_pylist():
+            attributes = orjson.loads(row["attributes"] or "{}")
             try:
-                prompt = self._writer.item_facts(row["title"], orjson.loads(row["attributes"] or "{}"))
+                prompt = self._writer.item_facts(row["title"], attributes)
             except EmptyPrompt:
                 self.untitled_items += 1
                 continue
-            rows.append(self._row(Kind.ITEM_FACTS, row["item_id"], None, row["valid_from"], prompt, row["digest"]))
+            item = (Kind.ITEM_FACTS, row["item_id"], None, row["valid_from"], prompt, row["digest"])
+            rows.append({**self._row(*item), "group": self._group_of(attributes)})
         return pa.Table.from_pylist(rows, REQUESTS)
+
+    def _group_of(self, attributes: Mapping[str, object]) -> str | None:
+        value = attributes.get(self._item_group) if self._item_group else None
+        if isinstance(value, list):
+            value = value[0] if value else None
+        return None if value is None else f"{Kind.ITEM_FACTS}/{value}"
 
     def _row(
         self, kind: Kind, entity: str, partition_no: int | None, as_of: datetime, prompt: str, source_digest: str

@@ -13,7 +13,10 @@ from flows.refresh import RefreshParams, run_all
 
 
 class BackfillParams(RefreshParams, frozen=True):
-    """A refresh that asks only about partitions sealed in [start, end); times without a zone are UTC."""
+    """A refresh that asks only about partitions sealed in [start, end) and the items in them.
+
+    Times without a zone are UTC.
+    """
 
     start: datetime
     end: datetime

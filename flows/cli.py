@@ -8,7 +8,9 @@ import atexit
 import json as json_text
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,9 +25,13 @@ app = App(
     name="lorestream",
     help="LLM knowledge for existing CTR models: offline, point-in-time correct feature tables.",
     version_flags=["--version"],
+    # `call` says what an interruption means for what is stored.
+    suppress_keyboard_interrupt=False,
 )
 importer = App(name="import", help="Turn published data sets into input tables.")
 app.command(importer)
+pools = App(name="pool", help="The retrieval pools that drafts come from.")
+app.command(pools)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
@@ -90,15 +96,20 @@ def backfill(
     to: Annotated[datetime, Parameter(name="--to", help="End of the interval (exclusive, UTC).")],
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """The same for partitions sealed in [FROM, TO): only what is missing there."""
+    """The same for partitions sealed in [FROM, TO) and the items in them: only what is missing there."""
     from flows.backfill import BackfillParams
     from flows.backfill import backfill as backfill_flow
+    from flows.refresh import preview
 
-    params = _params(BackfillParams, config=config, overrides=_overrides(model), start=from_, end=to)
+    params = _params(
+        BackfillParams, config=config, overrides=_overrides(model), start=from_, end=to, limit_users=limit_users
+    )
     with _results_only(json) as out:
-        _write(out, backfill_flow(**dict(params)), json)
+        _write(out, preview(params) if dry_run else backfill_flow(**dict(params)), json)
 
 
 @app.command
@@ -113,6 +124,30 @@ def train(
 
     with _results_only(json) as out:
         _write(out, train_flow(config, _overrides(model)), json)
+
+
+@pools.command
+def build(
+    *,
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    json: Json = False,
+) -> None:
+    """Build a pool now from all stored texts of the model; `run` does it by itself when enough is new."""
+    from flows.config import load_config
+    from flows.pools import build as build_pool
+
+    with _results_only(json) as out:
+        _write(out, build_pool(load_config(config, _overrides(model))), json)
+
+
+@pools.command
+def stats(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """The warehouse's pools, oldest first: digest, what they were made for, texts, tokens, groups, bytes."""
+    from flows.config import load_config
+    from flows.pools import stats as pool_stats
+
+    _print(pool_stats(load_config(config)), json)
 
 
 @app.command
@@ -146,7 +181,7 @@ def _overrides(model: str | None) -> dict[str, object]:
     if model is None:
         return {}
     # A folder given on the command line is relative to where the command stands, not to the config file.
-    return {"engine.model": str(Path(model).resolve()) if Path(model).exists() else model}
+    return {"engine.model": str(Path(model).resolve()) if model and Path(model).exists() else model}
 
 
 def _params(make: Callable[..., Params], **values: object) -> Params:
@@ -240,18 +275,49 @@ def call(arguments: list[str]) -> int:
     """The exit code of one command line, its errors printed to standard error in one line each."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        _complain(f"{error}\nSee `lorestream --help`.")
-        return UsageError.exit_code
-    except LorestreamError as error:
-        _complain(f"{error}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        _complain("interrupted; what was finished is stored, run the same command to go on")
-        return 1
+    with _terminated_as_interrupted():
+        try:
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        except CycloptsError as error:
+            _complain(f"{error}\nSee `lorestream --help`.")
+            return UsageError.exit_code
+        except LorestreamError as error:
+            _complain(f"{error}")
+            return error.exit_code
+        except KeyboardInterrupt:
+            _complain("interrupted; what was finished is stored, run the same command to go on")
+            return 1
+        except RuntimeError as error:
+            if not _is_unreachable(error):
+                raise
+            address = os.environ.get("PREFECT_API_URL")
+            _complain(
+                f"PREFECT_API_URL is {address}, where no Prefect server answers. Start it with `prefect server start`, "
+                "or unset the variable: then the run has a server of its own."
+            )
+            return 1
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: engines are closed, and it is said what is stored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_unreachable(error: RuntimeError) -> bool:
+    return "Failed to reach API" in str(error) and "PREFECT_API_URL" in os.environ
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from adapters.config import AdapterConfig
 from augment.encode import EncoderConfig
 from augment.engine.config import EngineConfig
 from augment.generate import SegmentConfig
 from augment.sealing import PartitionConfig
+from augment.speculation.config import PoolConfig, SpeculationConfig
 from warehouse.errors import ConfigError
 from warehouse.sources import InputsConfig
 
@@ -43,11 +44,21 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     partitions: PartitionConfig = PartitionConfig()
     prompts: PromptsConfig = PromptsConfig()
     engine: EngineConfig
+    speculation: SpeculationConfig = SpeculationConfig()
+    pool: PoolConfig = PoolConfig()
     segments: SegmentConfig = SegmentConfig()
     encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
     # Folder of the file this was read from; not a setting.
     base: Path = Field(Path("."), exclude=True)
+
+    @field_validator("warehouse")
+    @classmethod
+    def _expand_home(cls, folder: Path) -> Path:
+        try:
+            return folder.expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{error}. Give the folder's full path") from error
 
     @property
     def scenario(self) -> str:
@@ -67,7 +78,8 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
     Raises ConfigError naming every unknown key and bad value.
     """
     try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows put a byte order mark first.
+        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"There is no config file {path}. Make one with `lorestream init DIR`, or name yours with --config."
@@ -78,22 +90,33 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
         raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
     for dotted, value in (overrides or {}).items():
         section, _, key = dotted.rpartition(".")
-        (raw.setdefault(section, {}) if section else raw)[key] = value
+        table = raw.setdefault(section, {}) if section else raw
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"{path}: `{section}` = {table!r} is no table, so `{dotted}` cannot be set. Make it a section "
+                f"[{section}]."
+            )
+        table[key] = value
     if "base" in raw:
         raise ConfigError(f"{path}: unknown key `base` = {raw['base']!r}. Remove it.")
     base = path.resolve().parent
     for section in ("engine", "encoder"):
-        _beside(raw.get(section), base)
+        _resolve_model(path, section, raw.get(section))
     try:
         return Config.model_validate({**raw, "base": base})
     except ValidationError as error:
         raise ConfigError(f"{path} has {_faults(error)}") from error
 
 
-def _beside(section: object, base: Path) -> None:
-    """Make a model's folder absolute when it lies beside the config file; an id stays an id."""
-    if isinstance(section, dict) and isinstance(section.get("model"), str) and (base / section["model"]).is_dir():
-        section["model"] = str(base / section["model"])
+def _resolve_model(path: Path, name: str, section: object) -> None:
+    """Make the model's folder in `section` absolute when it lies beside the config file `path`; an id stays an id."""
+    if not isinstance(section, dict) or not isinstance(section.get("model"), str):
+        return
+    if not section["model"].strip():
+        raise ConfigError(f"{path}: `{name}.model` is empty. Name the folder or the id of a model.")
+    folder = path.resolve().parent / section["model"]
+    if folder.is_dir():
+        section["model"] = str(folder)
 
 
 def _faults(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, Field
 
 from augment.plan import Scope
-from flows import stages
+from flows import pools, stages
 from flows.config import load_config
 from flows.progress import stage_progress
 from warehouse.errors import LorestreamError
@@ -53,6 +53,7 @@ def stage_task(function: Callable[..., None], retries: int = 0) -> Any:
 ingest = stage_task(stages.ingest)
 partition = stage_task(stages.partition)
 plan = stage_task(stages.plan)
+choose_pool = stage_task(pools.choose_pool)
 # Safe to retry: finished texts are stored, so a second attempt makes the remaining calls only.
 call_engine = stage_task(stages.call_engine, retries=2)
 encode = stage_task(stages.encode, retries=1)
@@ -80,6 +81,7 @@ def run_all(params: RefreshParams, owner: str) -> dict[str, object]:
         ingest(run)
         partition(run)
         plan(run)
+        choose_pool(run)
         call_engine(run, progress)
         encode(run, progress)
         adapt(run)
@@ -89,7 +91,7 @@ def run_all(params: RefreshParams, owner: str) -> dict[str, object]:
 
 
 def preview(params: RefreshParams) -> dict[str, object]:
-    """What `refresh` would do: new events, partitions, and calls and tokens per kind. Writes nothing."""
+    """What a refresh or backfill would do: new events, partitions, and calls and tokens per kind. Writes nothing."""
     config = load_config(params.config, params.overrides)
     with overlay(config.root) as copy, stages.closing_run(config, params.scope(), root=copy) as run:
         stages.ingest(run)

@@ -17,9 +17,13 @@ class RunReport:
     partitions: int = 0
     calls: int = 0
     calls_by_kind: dict[str, int] = field(default_factory=dict)
+    # Not among the calls: these stay pending until the engine's context has room for them.
+    prompts_too_long: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_per_s: float = 0.0
+    # Of speculative decoding: mode, pool, tokens per step, counts of draft tokens, what drafting costs and gains.
+    speculation: dict[str, object] = field(default_factory=dict)
     texts_by_status: dict[str, int] = field(default_factory=dict)
     texts_encoded: int = 0
     texts_per_s: float = 0.0

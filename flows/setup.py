@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.config import CONFIG_NAME, load_config
 from flows.stages import utc_now
 from warehouse.errors import UsageError
-from warehouse.ledger import Ledger
+from warehouse.ledger import Ledger, existing_ledger
 from warehouse.lock import writer_lock
 from warehouse.manifest import publish, rollback
 from warehouse.movielens import import_movielens
@@ -40,8 +40,9 @@ def prepare_warehouse(root: Path) -> None:
     """Make `root` an empty warehouse that readers can open, unless it is one already."""
     if not Ledger(root).commits():
         with writer_lock(root, "lorestream init"):
-            Ledger(root).commit("init", add={}, now=utc_now())
+            # In this order: from its first commit on, a warehouse has a manifest.
             publish(root, {}, replace=False, now=utc_now(), lineage={})
+            Ledger(root).commit("init", add={}, now=utc_now())
 
 
 def import_movielens_tables(path: Path, config_file: Path) -> dict[str, object]:
@@ -51,7 +52,8 @@ def import_movielens_tables(path: Path, config_file: Path) -> dict[str, object]:
 
 
 def roll_back(root: Path, snapshot_id: str) -> dict[str, object]:
-    """The snapshot that readers see from now on."""
+    """The snapshot that readers see from now on. Raises WarehouseNotFound where there is no warehouse."""
+    existing_ledger(root)
     with writer_lock(root, "lorestream rollback"):
         snapshot = rollback(root, snapshot_id)
     return {"current_snapshot": snapshot.snapshot_id}

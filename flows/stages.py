@@ -15,21 +15,21 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from adapters.fit import EpochReport
 from adapters.knowledge import Stored, item_vectors, user_vectors
 from adapters.rows import missing_rows
 from adapters.train import NotTrainable, fit_projection, train_adapter
 from adapters.trained import TrainedAdapter
-from adapters.training import LabelledEvents, find_adapter, labelled_samples, shelve_adapter
+from adapters.training import LabelledEvents, check_category, find_adapter, labelled_samples, shelve_adapter
 from augment.embed import embed_pending
 from augment.encode import TextEncoder
-from augment.engine.base import Engine
+from augment.engine.base import DraftingEngine, Engine
 from augment.engine.model import ModelInfo, describe_model
 from augment.engine.vllm import VllmEngine
 from augment.forecast import forecast_calls
-from augment.generate import generate
+from augment.generate import Status, generate
 from augment.partition import partition_events
 from augment.plan import EngineIdentity, Scope, Sources, pending_requests, plan_requests
 from flows.config import Config
@@ -71,7 +71,7 @@ class Run:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.config, self.root, self.scope, self.clock = config, root, scope or Scope(), clock
-        self.engine: Engine = engine or VllmEngine(config.engine)
+        self.engine: Engine = engine or VllmEngine(config.engine, speculation=config.speculation)
         self.name = f"{clock():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.report = RunReport(run=self.name, warehouse=str(root))
         self.ledger = Ledger(root)
@@ -111,8 +111,25 @@ class Run:
         return sorted((self.root / "knowledge").glob("[!.]*.parquet"))
 
     @property
+    def pending(self) -> tuple[pa.Table, dict[str, str]]:
+        """The calls to make in this run's scope, and the prompt version of each key."""
+        return pending_requests(
+            self.planning_sources, self.knowledge_files, self.identity, self.prompt_versions, self.scope
+        )
+
+    @property
+    def planning_sources(self) -> Sources:
+        """What plans are made from."""
+        return Sources(*(self.ledger.files(table) for table in ("partitions", "items", "users", "requests")))
+
+    @property
     def embedding_files(self) -> list[Path]:
         return sorted((self.root / "embeddings").glob("[!.]*.parquet"))
+
+    @property
+    def prompt_versions(self) -> dict[str, str]:
+        """The current version of each kind of prompt."""
+        return {str(kind): self.writer.version(kind) for kind in Kind}
 
     @property
     def stored(self) -> Stored:
@@ -124,7 +141,7 @@ class Run:
             engine_id=self.identity.engine_id,
             encoder_id=self.encoder.encoder_id,
             dim=self.encoder.dim,
-            prompt_versions={kind: self.writer.version(kind) for kind in Kind},
+            prompt_versions=self.prompt_versions,
         )
 
     @property
@@ -200,6 +217,7 @@ def ingest(run: Run) -> None:
             run.file("rejected", "behaviours"),
             limit,
             run.sources_read("behaviours"),
+            latest=inputs.latest_event(now),
         )
         add = {"behaviours": _present(events.file), "unpartitioned": _present(events.file)}
         rejected = _present(events.rejected_file)
@@ -258,11 +276,14 @@ def partition(run: Run) -> None:
 
 
 def plan(run: Run) -> None:
-    """Write down the calls that are missing."""
+    """Write down the calls that are missing. Raises ConfigError when `labels.category` names no item attribute."""
     with run.timed("plan"):
+        # Read again when the adapter is fitted, after all calls were paid for: refused before them.
+        check_category(run.ledger.files("items"), run.config.labels.category)
         file = run.file("requests")
-        sources = Sources(*(run.ledger.files(table) for table in ("partitions", "items", "users", "requests")))
-        made = plan_requests(sources, run.writer, run.identity, run.scope, run.clock(), file)
+        # Items of one group are likely to get like answers, and draft from each other's.
+        category = run.config.labels.category
+        made = plan_requests(run.planning_sources, run.writer, run.identity, run.scope, run.clock(), file, category)
         if made.calls:
             run.ledger.commit("plan", add={"requests": [file]}, stats={"calls": made.planned}, now=run.clock())
         if made.untitled_partitions:
@@ -275,7 +296,7 @@ def plan(run: Run) -> None:
 
 def call_engine(run: Run, progress: StageProgress) -> None:
     """Make the pending calls and store their texts. The model is loaded only if there is a call to make."""
-    pending, versions = pending_requests(run.ledger.files("requests"), run.knowledge_files, run.identity.engine_id)
+    pending, versions = run.pending
     if not pending.num_rows:
         return
     log.info("%d calls to %s", pending.num_rows, run.engine.model)
@@ -291,15 +312,31 @@ def call_engine(run: Run, progress: StageProgress) -> None:
             run.clock,
             lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
         )
-    by_kind = {row["values"]: row["counts"] for row in pc.value_counts(pending.column("kind")).to_pylist()}
-    run.ledger.commit("generate", add={}, stats={**asdict(made), "calls_by_kind": by_kind}, now=run.clock())
-    report = run.report
-    report.calls, report.calls_by_kind, report.texts_by_status = made.calls, by_kind, made.statuses
+    report, max_new_tokens = run.report, run.config.engine.max_new_tokens
+    if made.calls:
+        if isinstance(run.engine, DraftingEngine):
+            report.speculation = run.engine.speculation_summary()
+        stats = {**asdict(made), "speculation": report.speculation}
+        run.ledger.commit("generate", add={}, stats=stats, now=run.clock())
+    report.calls, report.calls_by_kind, report.texts_by_status = made.calls, made.calls_by_kind, made.statuses
     report.tokens_in, report.tokens_out, report.tokens_per_s = made.tokens_in, made.tokens_out, made.tokens_per_s
+    report.prompts_too_long = made.too_long
+    if made.too_long:
+        report.notes.append(
+            f"{made.too_long} prompts do not fit the engine's context and wait: the longest needs "
+            f"{made.longest_prompt + max_new_tokens} tokens ({made.longest_prompt} and {max_new_tokens} for its "
+            "answer). Raise engine.max_model_len or engine.kv_cache_gib, lower engine.max_new_tokens, or shorten the "
+            "prompts in the scenario"
+        )
     unusable = made.calls - made.statuses.get("ok", 0)
     if unusable:
         reasons = ", ".join(f"{status} {count}" for status, count in made.statuses.items() if status != "ok")
         report.notes.append(f"{unusable} of {made.calls} texts are kept but not used ({reasons})")
+    if made.statuses.get(Status.TRUNCATED):
+        report.notes.append(
+            f"{made.statuses[Status.TRUNCATED]} texts were cut at engine.max_new_tokens = {max_new_tokens}. Raise it "
+            "for whole ones; as it is a part of every call, all calls are then made anew"
+        )
 
 
 def encode(run: Run, progress: StageProgress) -> None:
@@ -389,7 +426,7 @@ def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, obj
         "run": run.name,
         "model": f"{run.engine.model}@{run.engine.revision}",
         "engine_id": stored.engine_id,
-        "prompt_versions": {str(kind): version for kind, version in stored.prompt_versions.items()},
+        "prompt_versions": dict(stored.prompt_versions),
         "encoder_id": stored.encoder_id,
         "adapter_version": adapter.meta.version,
     }
@@ -397,9 +434,15 @@ def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, obj
 
 def forecast(run: Run) -> dict[str, object]:
     """What a run would go on to do: calls and tokens per kind, and the time they take at the last run's rate."""
-    requests, knowledge, engine_id = run.ledger.files("requests"), run.knowledge_files, run.identity.engine_id
-    pending, _versions = pending_requests(requests, knowledge, engine_id)
-    kinds = forecast_calls(pending, requests, knowledge, engine_id, run.model.path, run.config.engine.max_new_tokens)
+    pending, _versions = run.pending
+    kinds = forecast_calls(
+        pending,
+        run.ledger.files("requests"),
+        run.knowledge_files,
+        run.identity.engine_id,
+        run.model.path,
+        run.config.engine.max_new_tokens,
+    )
     rates = [commit.stats["tokens_per_s"] for commit in run.ledger.commits() if commit.kind == "generate"]
     tokens_out = sum(kind.tokens_out for kind in kinds.values())
     return {

@@ -54,6 +54,8 @@ def load_scenario(name_or_path: str) -> Scenario:
                 f"`prompts.scenario` is {name_or_path!r}: it is no shipped scenario ({', '.join(SHIPPED)}) and no "
                 f"readable file ({error.strerror or error}). Name one of these, or the path of a scenario file."
             ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"The scenario file {source} is not UTF-8: {error}. Save it as UTF-8.") from error
     try:
         return Scenario.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

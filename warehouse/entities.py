@@ -17,6 +17,8 @@ from warehouse.inputs import (
     REJECTED,
     IngestReport,
     Reason,
+    advice,
+    example,
     id_sql,
     in_range_sql,
     is_text,
@@ -103,13 +105,23 @@ class _Tally:
     def reject(self, part: Part, reason: Reason, row: str) -> None:
         self.rejected.append({"table": self.table, "source": part.name, "reason": reason.value, "row": row})
 
-    def close(self, versions: pa.Table, max_rejected_fraction: float) -> EntityIngest:
+    def close(self, versions: pa.Table, max_rejected_fraction: float, source: SourceConfig) -> EntityIngest:
         """The result. Raises TooManyRejected where the share of rejected rows passes the limit."""
         reasons: dict[str, int] = {}
         for row in self.rejected:
             reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
         if len(self.rejected) > max_rejected_fraction * self.read:
-            raise TooManyRejected(self.table, len(self.rejected), self.read, max_rejected_fraction, reasons)
+            available = source.columns.get("available_at", "available_at")
+            raise TooManyRejected(
+                self.table,
+                len(self.rejected),
+                self.read,
+                max_rejected_fraction,
+                reasons,
+                # From the last to the first: the first row of a reason stays.
+                {row["reason"]: example(row["row"], available) for row in reversed(self.rejected)},
+                advice(source, self.table, reasons),
+            )
         report = IngestReport(
             table=self.table,
             read=self.read,
@@ -163,7 +175,7 @@ def ingest_items(
                 "created_at": now,
             }
         )
-    return tally.close(pa.Table.from_pylist(versions, schema=ITEM_VERSIONS), max_rejected_fraction)
+    return tally.close(pa.Table.from_pylist(versions, schema=ITEM_VERSIONS), max_rejected_fraction, source)
 
 
 def ingest_users(
@@ -189,7 +201,7 @@ def ingest_users(
         }
         for change in _changes(rows, tally, _latest(known, "user_id", ["created_at"]))
     ]
-    return tally.close(pa.Table.from_pylist(versions, schema=USER_VERSIONS), max_rejected_fraction)
+    return tally.close(pa.Table.from_pylist(versions, schema=USER_VERSIONS), max_rejected_fraction, source)
 
 
 def _changes(

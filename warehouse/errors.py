@@ -3,6 +3,7 @@
 The command line turns `exit_code` into its own: 1 failed, 2 usage, configuration or input, 3 another writer.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -40,11 +41,12 @@ class InputError(UsageError):
 class MissingColumn(InputError):
     """A required column is absent from an input or a stored table."""
 
-    def __init__(self, table: str, column: str, found: list[str], source: str) -> None:
+    def __init__(self, table: str, column: str, found: list[str], source: str, is_csv: bool = False) -> None:
         self.table, self.column, self.found, self.source = table, column, found, source
+        header = " The first line of a CSV file must hold the column names." if is_csv else ""
         super().__init__(
             f"`{table}` from {source} has no column `{column}`; it has {', '.join(found) or 'no columns'}. "
-            f'Rename the column, or map it in the config: [inputs.{table}.columns] {column} = "its name there".'
+            f'Rename the column, or map it in the config: [inputs.{table}.columns] {column} = "its name there".{header}'
         )
 
 
@@ -60,14 +62,27 @@ class WrongType(InputError):
 
 
 class TooManyRejected(InputError):
-    """The share of input rows that break the contract passes `max_rejected_fraction`."""
+    """The share of input rows that break the contract passes `max_rejected_fraction`.
 
-    def __init__(self, table: str, rejected: int, total: int, limit: float, reasons: dict[str, int]) -> None:
+    `reasons` counts rows by reason, `examples` holds the first row of each as text, `advice` says what may help more.
+    """
+
+    def __init__(
+        self,
+        table: str,
+        rejected: int,
+        total: int,
+        limit: float,
+        reasons: Mapping[str, int],
+        examples: Mapping[str, str],
+        advice: str = "",
+    ) -> None:
         self.table, self.rejected, self.total, self.limit, self.reasons = table, rejected, total, limit, reasons
-        listing = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
+        self.examples = examples
+        listing = "; ".join(f"{reason}: {reasons[reason]}, first {examples[reason]}" for reason in sorted(reasons))
         super().__init__(
-            f"{rejected} of {total} rows of `{table}` break the contract ({listing}); the limit is {limit:.1%}. "
-            "Nothing was ingested. Mend the input, or raise `inputs.max_rejected_fraction`."
+            f"{rejected} of {total} rows of `{table}` break the contract ({listing}). The limit is {limit:.1%}. "
+            f"Nothing was ingested. Mend the input, or raise `inputs.max_rejected_fraction`.{advice and ' ' + advice}"
         )
 
 

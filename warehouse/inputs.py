@@ -6,7 +6,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
-from warehouse.errors import CorruptWarehouse, TooManyRejected, WrongType
+from warehouse.errors import TooManyRejected, WrongType
 from warehouse.schemas import ALWAYS, BEHAVIOURS, DEFAULT_ACTION, TIMESTAMP
 from warehouse.sources import (
     Part,
@@ -25,13 +25,14 @@ from warehouse.sources import (
     check_unchanged,
     enough_memory,
     identifier,
+    is_number,
     parts,
     reading,
     required_column,
     scratch_database,
     source_column,
 )
-from warehouse.sql import quote
+from warehouse.sql import quote, reading_stored
 from warehouse.store import FileRef, TableWriter
 
 
@@ -42,6 +43,8 @@ class Reason(StrEnum):
     BAD_TIMESTAMP = "bad_timestamp"
     # Readable, but before 1700 or after 2262: mostly milliseconds read as seconds.
     TIMESTAMP_OUT_OF_RANGE = "timestamp_out_of_range"
+    # Later than the run's clock allows (`inputs.max_future_days`).
+    TIMESTAMP_IN_FUTURE = "timestamp_in_future"
     BAD_VALUE = "bad_value"
     MISSING_TITLE = "missing_title"
     DUPLICATE_ID = "duplicate_id"
@@ -97,6 +100,7 @@ _BEYOND_US = 10**16
 _STAGED = "lorestream_scratch.main.staged"
 _FRESH = "lorestream_scratch.main.fresh"
 _ROWS_PER_BATCH = 500_000
+_EXAMPLE_CHARS = 80
 
 
 def is_text(kind: str) -> bool:
@@ -157,6 +161,23 @@ def row_json_sql(columns: Iterable[str]) -> str:
     return f"to_json({{{pairs}}})::VARCHAR"
 
 
+def example(row: str, column: str | None) -> str:
+    """A rejected row (`row` of REJECTED) as a short text, what stands in `column` first."""
+    cells: dict[str, object] = orjson.loads(row)
+    text = ", ".join(f"{name} = {cells[name]!r}" for name in sorted(cells, key=lambda name: name != column))
+    return text if len(text) <= _EXAMPLE_CHARS else f"{text[:_EXAMPLE_CHARS]}..."
+
+
+def advice(source: SourceConfig, table: str, reasons: Collection[str]) -> str:
+    """What to look at where rows were rejected for these `reasons`; "" where the reason says it all."""
+    if not {Reason.TIMESTAMP_OUT_OF_RANGE, Reason.TIMESTAMP_IN_FUTURE} & set(reasons):
+        return ""
+    return (
+        f"Whole numbers are read in the unit `inputs.{table}.timestamp_unit` = {source.timestamp_unit!r}; "
+        "if they count something else, set it to 's', 'ms' or 'us'."
+    )
+
+
 def _value_sql(part: Part, column: str) -> str:
     """SQL of a finite float32, null for anything else. Raises WrongType unless the column holds numbers."""
     kind = part.columns[column]
@@ -187,13 +208,14 @@ def ingest_behaviours(
     skip: Collection[SourceFile] = (),
     memory_limit: str = "2GB",
     threads: int | None = None,
+    latest: datetime | None = None,
 ) -> IngestReport:
     """What became of the rows of `source`; new ones stand in `out_file` (BEHAVIOURS, in order of arrival) afterwards.
 
     Arrival is the order of files by path, then of rows. A row is new when no row of this read before it and none in
-    `known` (Parquet files of accepted behaviours) equals it in all five columns. Rows that break the contract stand in
-    `rejected_file` (REJECTED). A file is written whole or not at all, and not at all when it would be empty.
-    DuckDB works out of core within `memory_limit`.
+    `known` (Parquet files of accepted behaviours) equals it in all five columns. Rows that break the contract, or lie
+    after `latest` (None: the end of time), stand in `rejected_file` (REJECTED). A file is written whole or not at all,
+    and not at all when it would be empty. DuckDB works out of core within `memory_limit`.
 
     Raises MissingColumn, WrongType, TooManyRejected or InputError, and writes nothing then.
     """
@@ -206,7 +228,7 @@ def ingest_behaviours(
         ignored: dict[str, None] = {}
         expected = [source.columns.get(name, name) for name in BEHAVIOURS.names]
         for part in parts(con, source, base, expected, skip):
-            ignored |= dict.fromkeys(_stage(con, part, source))
+            ignored |= dict.fromkeys(_stage(con, part, source, latest))
             check_unchanged(part, source)
             files += part.files
 
@@ -218,7 +240,15 @@ def ingest_behaviours(
         read, rejected = _count(con, _STAGED), sum(reasons.values())
         if rejected > max_rejected_fraction * read:
             _explain_text(con, source, read, reasons)
-            raise TooManyRejected("behaviours", rejected, read, max_rejected_fraction, reasons)
+            raise TooManyRejected(
+                "behaviours",
+                rejected,
+                read,
+                max_rejected_fraction,
+                reasons,
+                _examples(con, source),
+                advice(source, "behaviours", reasons),
+            )
 
         with enough_memory("Removing repeated behaviours"):
             con.execute(
@@ -246,7 +276,7 @@ def ingest_behaviours(
     )
 
 
-def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig) -> list[str]:
+def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig, latest: datetime | None) -> list[str]:
     """Puts every row of `part` into the staging table, checked and with a reason where it fails.
 
     What comes back are the columns nobody asked for. Each insert keeps the order of its rows, so `rowid` is arrival.
@@ -268,6 +298,7 @@ def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig) -> 
         f"CASE WHEN _cells.user_id IS NULL OR _cells.item_id IS NULL THEN {quote(Reason.MISSING_ID)} "
         f"WHEN _cells.ts IS NULL THEN {quote(Reason.BAD_TIMESTAMP)} "
         f"WHEN NOT {in_range_sql('_cells.ts')} THEN {quote(Reason.TIMESTAMP_OUT_OF_RANGE)} "
+        f"WHEN _cells.ts > {_LAST_US if latest is None else _micros(latest)} THEN {quote(Reason.TIMESTAMP_IN_FUTURE)} "
         f"WHEN _cells.value IS NULL THEN {quote(Reason.BAD_VALUE)} END"
     )
     struct = ", ".join(f"{name}: {sql}" for name, sql in cells.items())
@@ -283,6 +314,25 @@ def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig) -> 
             f"INSERT INTO {_STAGED} (reason, source, row) VALUES (?, ?, ?)", [Reason.UNPARSEABLE_ROW, part.name, row]
         )
     return [column for column in part.columns if column not in used]
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _examples(con: duckdb.DuckDBPyConnection, source: SourceConfig) -> dict[str, str]:
+    """The first rejected row of each reason, as text."""
+    first = con.execute(
+        f"SELECT reason, arg_min(row, rowid) FROM {_STAGED} WHERE reason IS NOT NULL GROUP BY reason"
+    ).fetchall()
+    at_fault = {
+        Reason.BAD_TIMESTAMP: "ts",
+        Reason.TIMESTAMP_OUT_OF_RANGE: "ts",
+        Reason.TIMESTAMP_IN_FUTURE: "ts",
+        Reason.BAD_VALUE: "value",
+    }
+    names = {reason: source.columns.get(name, name) for reason, name in at_fault.items()}
+    return {reason: example(row, names.get(reason)) for reason, row in first}
 
 
 def _listed(columns: Iterable[str]) -> str:
@@ -307,7 +357,8 @@ def _explain_text(con: duckdb.DuckDBPyConnection, source: SourceConfig, read: in
         column = source.columns.get(name, name)
         for origin, row in con.execute(f"SELECT source, row FROM {_STAGED} LIMIT 100").fetchall():
             text = orjson.loads(row).get(column)
-            if text is not None:
+            # What is a number, but none that can be stored (NaN, infinity), is no matter of the column's type.
+            if text is not None and not (name == "value" and is_number(text)):
                 raise WrongType("behaviours", name, expected, f"text such as {text!r} in every row", origin)
 
 
@@ -328,16 +379,11 @@ def _new_rows(con: duckdb.DuckDBPyConnection, known: Sequence[Path]) -> Iterator
             f"WHERE ts >= make_timestamptz({first}) AND ts <= make_timestamptz({last})) k "
             "USING (user_id, item_id, ts, value, action)"
         )
-    try:
-        with enough_memory("Looking for new behaviours"):
-            for batch in con.sql(f"SELECT * FROM ({query}) ORDER BY arrival").to_arrow_reader(_ROWS_PER_BATCH):
-                columns = [batch.column(name) for name in BEHAVIOURS.names]
-                columns[2] = columns[2].cast(TIMESTAMP)
-                yield pa.record_batch(columns, schema=BEHAVIOURS)
-    except duckdb.Error as error:
-        raise CorruptWarehouse(
-            f"The stored behaviours cannot be read: {error}. Restore the file; nothing was ingested."
-        ) from error
+    with reading_stored(known), enough_memory("Looking for new behaviours"):
+        for batch in con.sql(f"SELECT * FROM ({query}) ORDER BY arrival").to_arrow_reader(_ROWS_PER_BATCH):
+            columns = [batch.column(name) for name in BEHAVIOURS.names]
+            columns[2] = columns[2].cast(TIMESTAMP)
+            yield pa.record_batch(columns, schema=BEHAVIOURS)
 
 
 def _rejected_rows(con: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:

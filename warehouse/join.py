@@ -112,26 +112,26 @@ def _column(impressions: pa.Table, column: str) -> pa.ChunkedArray:
 
 def _match(probe: pa.Table, features: pa.Table | Sequence[Path], entity: str) -> tuple[pa.Table, pa.Array]:
     """The feature rows of entities in `probe`, and for each row of `probe` the index of its match among them."""
-    con = connect()
     try:
-        con.register("probe", probe)
-        source = "features"
-        if isinstance(features, pa.Table):
-            con.register(source, features)
-        elif features:
-            source = f"read_parquet([{', '.join(quote(str(path)) for path in features)}])"
-        else:
-            return _NO_ROWS, pa.nulls(len(probe), pa.int64())
-        wanted = f"{entity} IN (SELECT id FROM probe)"
-        query = newest_per_instant(source, entity, ("valid_from", "augment", "rung"), wanted)
-        rows = con.sql(query).to_arrow_table()
-        moments = rows["valid_from"].cast(TIMESTAMP).cast(pa.int64())
-        row = pa.array(range(len(rows)), pa.int64())
-        con.register("moments", pa.table({"id": rows[entity], "us": moments, "row": row}))
-        matched = con.sql(
-            "SELECT m.row AS match FROM probe AS p ASOF LEFT JOIN moments AS m ON p.id = m.id AND p.us > m.us "
-            "ORDER BY p.row"
-        ).to_arrow_table()
+        with connect() as con:
+            con.register("probe", probe)
+            source = "features"
+            if isinstance(features, pa.Table):
+                con.register(source, features)
+            elif features:
+                source = f"read_parquet([{', '.join(quote(str(path)) for path in features)}])"
+            else:
+                return _NO_ROWS, pa.nulls(len(probe), pa.int64())
+            wanted = f"{entity} IN (SELECT id FROM probe)"
+            query = newest_per_instant(source, entity, ("valid_from", "augment", "rung"), wanted)
+            rows = con.sql(query).to_arrow_table()
+            moments = rows["valid_from"].cast(TIMESTAMP).cast(pa.int64())
+            row = pa.array(range(len(rows)), pa.int64())
+            con.register("moments", pa.table({"id": rows[entity], "us": moments, "row": row}))
+            matched = con.sql(
+                "SELECT m.row AS match FROM probe AS p ASOF LEFT JOIN moments AS m ON p.id = m.id AND p.us > m.us "
+                "ORDER BY p.row"
+            ).to_arrow_table()
     except duckdb.Error as error:
         if isinstance(features, pa.Table):
             raise
@@ -140,8 +140,6 @@ def _match(probe: pa.Table, features: pa.Table | Sequence[Path], entity: str) ->
             f"The feature files cannot be read: {error} Restore the file from a backup, or read another snapshot. "
             f"Files of this one: {listing}"
         ) from error
-    finally:
-        con.close()
     return rows, matched["match"].combine_chunks()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from warehouse.errors import CorruptWarehouse, LorestreamError
+from warehouse.errors import CorruptWarehouse, LorestreamError, WarehouseNotFound
 from warehouse.store import create, json_bytes, read_json
 
 SCHEMA_VERSION = 1
@@ -142,6 +142,14 @@ class Ledger:
             raise CorruptWarehouse(
                 f"The ledger commit {path} does not have the form of a commit ({error!r}). Restore it from a backup."
             ) from error
+
+
+def existing_ledger(root: Path) -> Ledger:
+    """The ledger of the warehouse `root`. Raises WarehouseNotFound where there is none."""
+    ledger = Ledger(root)
+    if not ledger.commits():
+        raise WarehouseNotFound(str(root))
+    return ledger
 
 
 def _to_json(commit: Commit) -> dict[str, object]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import orjson
 
-from warehouse.errors import WriterBusy
+from warehouse.errors import UsageError, WriterBusy
+from warehouse.store import remove_temporary
 
 log = getLogger(__name__)
 
@@ -30,10 +31,17 @@ _closing_in_children = False
 def writer_lock(root: Path, owner: str) -> Iterator[None]:
     """Hold the warehouse `root` for the block, as `owner` (what to call this writer in another's error message).
 
-    Raises WriterBusy at once when another writer holds it, in this process or any other.
+    What killed writers left half-written is removed first. Raises WriterBusy at once when another writer holds the
+    lock, in this process or any other, and UsageError where this user may not write.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"The warehouse {root} cannot be written: {error.strerror} ({error.filename}). "
+            "Run as a user who may write there, or name another folder as `warehouse` in the configuration."
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,6 +64,8 @@ def writer_lock(root: Path, owner: str) -> Iterator[None]:
         _write(descriptor, owner)
         _close_in_children(descriptor)
         try:
+            for leftover in remove_temporary(root):
+                log.info("removed %s, left half-written by a killed writer", leftover)
             yield
         finally:
             # The file stays: unlinking it would let a third writer lock a new file beside one that is still held.

@@ -25,17 +25,16 @@ def open(path: str | Path, snapshot: str | None = None) -> "Warehouse":
     """The warehouse at `path` as it is now, reading `snapshot` or else the current one.
 
     What it returns does not change while a writer publishes: open again to see newer snapshots.
-    Raises WarehouseNotFound when there is none, UsageError when nothing was published or the snapshot is unknown.
+    Raises WarehouseNotFound when there is none, UsageError when nothing was published or the snapshot is unknown,
+    CorruptWarehouse when the manifest is lost or damaged.
     """
     root = Path(path)
-    if not (root / MANIFEST_PATH).is_file():
-        if not (root / LEDGER_FOLDER).is_dir():
-            raise WarehouseNotFound(str(path))
-        raise UsageError(f"The warehouse {path} has published nothing yet. Finish a `lorestream run` first.")
+    if not (root / MANIFEST_PATH).is_file() and not (root / LEDGER_FOLDER).is_dir():
+        raise WarehouseNotFound(str(path))
     manifest = read_manifest(root)
     chosen = manifest.current_snapshot() if snapshot is None else manifest.get(snapshot)
     if chosen is None:
-        raise UsageError(f"The warehouse {path} has no current snapshot. Finish a `lorestream run` first.")
+        raise UsageError(f"The warehouse {path} has published nothing yet. Finish a `lorestream run` first.")
     return Warehouse(root, manifest, chosen)
 
 

@@ -117,6 +117,8 @@ KNOWLEDGE = pa.schema(
         pa.field("prompt_version", pa.string(), nullable=False),
         pa.field("drafted", pa.int32()),
         pa.field("accepted", pa.int32()),
+        pa.field("relaxed", pa.int32()),
+        pa.field("steps", pa.int32()),
         pa.field("created_at", TIMESTAMP, nullable=False),
     ]
 )

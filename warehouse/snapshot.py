@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from warehouse.errors import CorruptWarehouse, UsageError
+from warehouse.ledger import Ledger
 from warehouse.schemas import FEATURES
 from warehouse.store import FileRef, read_json
 
@@ -68,7 +69,9 @@ class Manifest:
             if snapshot.snapshot_id == snapshot_id:
                 return snapshot
         known = ", ".join(snapshot.snapshot_id for snapshot in self.snapshots[-5:]) or "none yet"
-        raise UsageError(f"There is no snapshot `{snapshot_id}`; the newest ones are: {known}. See `snapshots()`.")
+        raise UsageError(
+            f"There is no snapshot `{snapshot_id}`; the newest ones are: {known}. See `lorestream snapshots`."
+        )
 
     def current_snapshot(self) -> Snapshot | None:
         """The current snapshot, or None before the first publication."""
@@ -78,10 +81,17 @@ class Manifest:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the warehouse `root`; an empty one when nothing was published yet.
 
-    Raises CorruptWarehouse for a damaged file, UsageError for one written by a newer Lorestream.
+    Raises CorruptWarehouse for a damaged or lost file, UsageError for one written by a newer Lorestream.
     """
     path = root / MANIFEST_PATH
     if not path.exists():
+        published = next((root / "features").glob("*/[!.]*.parquet"), None)
+        # A warehouse is published, empty, before its first commit.
+        if published is not None or Ledger(root).commits():
+            raise CorruptWarehouse(
+                f"The manifest {path} is missing, although {published or 'the ledger'} shows that there was one. "
+                "Restore it from a backup: without it nobody knows which files the snapshots hold."
+            )
         return Manifest(None, ())
     value: dict[str, Any] = read_json(path, "manifest", SCHEMA_VERSION)
     try:

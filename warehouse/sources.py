@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, TextIO, cast
@@ -65,7 +66,14 @@ class InputsConfig(BaseModel, frozen=True, extra="forbid"):
     items: SourceConfig
     users: SourceConfig | None = None
     max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    # Events later than the run's clock by more are rejected: one would hold back its user's `sealed_at` for ever.
+    # None takes them all.
+    max_future_days: float | None = Field(1.0, ge=0, le=36_500)
     on_template_tokens: Literal["refuse", "strip"] = "refuse"
+
+    def latest_event(self, now: datetime) -> datetime | None:
+        """The last moment at which an event may have happened for a run at `now`; None for any."""
+        return None if self.max_future_days is None else now + timedelta(days=self.max_future_days)
 
     @model_validator(mode="after")
     def _known_names(self) -> "InputsConfig":
@@ -257,7 +265,7 @@ def _database_part(
     # The alias DuckDB itself would choose, so a query may say `shop.main.events` for shop.duckdb.
     stem = Path(database).name.split(".")[0]
     alias = "source" if stem.lower() in {"", "temp", "system", "main", "lorestream_scratch"} else stem
-    with reading(database):
+    with reading(database), _unlocked(database):
         con.execute(f"ATTACH {quote(database)} AS {identifier(alias)} (READ_ONLY, TYPE duckdb)")
     con.execute(f"USE {identifier(alias)}")
     if source.table is not None:
@@ -277,6 +285,21 @@ def _database_part(
     with reading(name):
         columns = _columns(con, relation)
     yield Part(name, relation, columns, False, tuple(stamps))
+
+
+@contextmanager
+def _unlocked(database: str) -> Iterator[None]:
+    """Turns DuckDB's complaint that another process holds `database` into an error that says so."""
+    try:
+        yield
+    except duckdb.IOException as error:
+        # DuckDB has no type of its own for this.
+        if "Could not set lock" not in str(error):
+            raise
+        raise InputError(
+            f"{database} is held open for writing by another process: {_first_line(error)}. "
+            "Nothing was stored. Close it there, or let `database` name a copy."
+        ) from error
 
 
 def _table(con: duckdb.DuckDBPyConnection, alias: str, table: str, database: str) -> tuple[str, bool]:
@@ -317,7 +340,7 @@ def _csv_header(path: str, expected: Collection[str]) -> tuple[str, list[str]]:
         raise InputError(f"{path}: its header {delimiter.join(names)!r} is not UTF-8. Save the file as UTF-8.")
     if not any(name.strip() for name in names):
         raise InputError(f"{path} is empty. A CSV input starts with a line of column names.")
-    if not set(names) & set(expected) and any(_is_number(name) for name in names):
+    if not set(names) & set(expected) and any(is_number(name) for name in names):
         raise InputError(
             f"{path} has no header: its first line is {delimiter.join(names)!r}. "
             f"Put a line of column names first; expected are {', '.join(expected)}."
@@ -338,7 +361,8 @@ def _open_text(path: str) -> TextIO:
     return open(path, encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether `text` reads as a number; NaN and the infinities do."""
     try:
         float(text)
     except ValueError:
@@ -396,5 +420,5 @@ def required_column(part: Part, source: SourceConfig, table: str, name: str) -> 
     """Like `source_column`. Raises MissingColumn where it is absent."""
     column = source_column(part, source, table, name)
     if column is None:
-        raise MissingColumn(table, name, list(part.columns), part.name)
+        raise MissingColumn(table, name, list(part.columns), part.name, part.is_csv)
     return column

@@ -1,21 +1,56 @@
 """DuckDB connections over stored tables: UTC everywhere, no extension downloads, empty tables keep their columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import duckdb
 import pyarrow as pa
 
+from warehouse.store import read_table
 
-def connect(memory_limit_gb: float | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection whose timestamps are in UTC; it spills to disk past `memory_limit_gb`."""
+# The files behind the views of each open connection: DuckDB finds out at query time that one of them is damaged.
+_viewed: WeakKeyDictionary[duckdb.DuckDBPyConnection, list[Path]] = WeakKeyDictionary()
+
+
+@contextmanager
+def connect(memory_limit_gb: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory connection, open for the block, with timestamps in UTC; it spills to disk past `memory_limit_gb`.
+
+    Raises CorruptWarehouse where the block fails because a file behind a `parquet_view` is missing or damaged.
+    """
     con = duckdb.connect()
+    files: list[Path] = []
+    _viewed[con] = files
+    try:
+        _configure(con, memory_limit_gb)
+        with reading_stored(files):
+            yield con
+    finally:
+        con.close()
+
+
+@contextmanager
+def reading_stored(files: Iterable[Path]) -> Iterator[None]:
+    """Turns the block's error into CorruptWarehouse where one of the stored `files` is to blame for it."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, pa.ArrowException, OSError):
+        # DuckDB has many types and words for a damaged file and names it in some of them only; reading tells for sure.
+        for file in files:
+            read_table([file], None)
+        raise
+
+
+def _configure(con: duckdb.DuckDBPyConnection, memory_limit_gb: float | None) -> None:
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET autoinstall_known_extensions = false")
     con.execute("SET enable_progress_bar = false")
     if memory_limit_gb is not None:
         con.execute(f"SET memory_limit = '{memory_limit_gb}GB'")
-    return con
 
 
 def quote(text: str) -> str:
@@ -26,6 +61,7 @@ def quote(text: str) -> str:
 def parquet_view(con: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
     """A temporary view `name` over `files`, or an empty one with the columns of `schema` when there are none."""
     if files:
+        _viewed[con].extend(files)
         listing = ", ".join(quote(str(file)) for file in files)
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM read_parquet([{listing}])")
     else:

@@ -1,9 +1,10 @@
 """What a warehouse holds, counted from its files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from warehouse.errors import WarehouseNotFound
-from warehouse.ledger import Ledger
+from warehouse.inputs import REJECTED
+from warehouse.ledger import Ledger, existing_ledger
 from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, KNOWLEDGE, PARTITIONS, REQUESTS
 from warehouse.snapshot import read_manifest
 from warehouse.sql import connect, parquet_view
@@ -14,9 +15,7 @@ def warehouse_status(root: Path) -> dict[str, object]:
 
     Raises WarehouseNotFound where there is no warehouse.
     """
-    ledger = Ledger(root)
-    if not ledger.commits():
-        raise WarehouseNotFound(str(root))
+    ledger = existing_ledger(root)
     published = read_manifest(root)
     with connect() as con:
         for name, schema in {
@@ -24,6 +23,7 @@ def warehouse_status(root: Path) -> dict[str, object]:
             "items": ITEM_VERSIONS,
             "partitions": PARTITIONS,
             "requests": REQUESTS,
+            "rejected": REJECTED,
         }.items():
             parquet_view(con, name, ledger.files(name), schema)
         parquet_view(con, "knowledge", sorted((root / "knowledge").glob("[!.]*.parquet")), KNOWLEDGE)
@@ -37,30 +37,32 @@ def warehouse_status(root: Path) -> dict[str, object]:
                     WHERE request_key NOT IN (SELECT request_key FROM knowledge)) AS requests_pending,
                    (SELECT count(*) FROM knowledge) AS knowledge,
                    (SELECT coalesce(sum(tokens_in), 0)::BIGINT FROM knowledge) AS tokens_in,
-                   (SELECT coalesce(sum(tokens_out), 0)::BIGINT FROM knowledge) AS tokens_out
+                   (SELECT coalesce(sum(tokens_out), 0)::BIGINT FROM knowledge) AS tokens_out,
+                   (SELECT count(*) FROM rejected) AS rejected
             """
         ).to_arrow_table()
         statuses = con.execute("SELECT status, count(*) FROM knowledge GROUP BY status ORDER BY status").fetchall()
     result: dict[str, object] = dict(counts.to_pylist()[0])
     result["knowledge_by_status"] = dict(statuses)
-    result["rejected"] = _rejected(ledger)
+    result["pool"] = _last(ledger, "pool", ("digest", "texts", "tokens", "bytes_per_token"))
+    result["speculation"] = _last(ledger, "generate", ("speculation",)).get("speculation", {})
     result["snapshots"] = len(published.snapshots)
     result["current_snapshot"] = published.current
     return result
 
 
-def _rejected(ledger: Ledger) -> int:
-    with connect() as con:
-        files = ledger.files("rejected")
-        if not files:
-            return 0
-        listing = [str(file) for file in files]
-        [(rows,)] = con.execute("SELECT count(*) FROM read_parquet($1)", [listing]).fetchall()
-    return int(rows)
+def _last(ledger: Ledger, kind: str, names: Sequence[str]) -> dict[str, object]:
+    """What the newest commit of a kind recorded under `names`; {} without one."""
+    stats = next((commit.stats for commit in reversed(ledger.commits()) if commit.kind == kind), {})
+    return {name: stats[name] for name in names if name in stats}
 
 
 def snapshot_list(root: Path) -> list[dict[str, object]]:
-    """One row per snapshot, oldest first: id, time, rows per table, whether readers see it."""
+    """One row per snapshot, oldest first: id, time, rows per table, whether readers see it.
+
+    Raises WarehouseNotFound where there is no warehouse.
+    """
+    existing_ledger(root)
     manifest = read_manifest(root)
     return [
         {

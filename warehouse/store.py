@@ -130,10 +130,15 @@ def create(path: Path, content: bytes) -> None:
 def read_json(path: Path, what: str, version: int) -> dict[str, object]:
     """The JSON object at `path`, written by this version of Lorestream or an older one.
 
-    Raises CorruptWarehouse for bytes that are no such object, UsageError when `schema_version` is above `version`.
+    Raises CorruptWarehouse for a file that cannot be read or is no such object, UsageError when `schema_version` is
+    above `version`.
     """
     try:
         value = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise CorruptWarehouse(
+            f"The {what} {path} cannot be read ({error.strerror}). Restore it from a backup, or check its permissions."
+        ) from error
     except orjson.JSONDecodeError as error:
         raise CorruptWarehouse(f"The {what} {path} is not JSON ({error}). Restore this file from a backup.") from error
     if not isinstance(value, dict) or not isinstance(value.get("schema_version"), int):

@@ -13,7 +13,7 @@ from adapters.measures import auc
 from adapters.samples import Samples, time_split
 from adapters.train import NotTrainable, fit_projection, train_adapter
 from adapters.trained import TrainedAdapter
-from tests.adapters.worlds import World
+from tests.adapters.worlds import World, make_world
 from warehouse.errors import CorruptWarehouse, InputError
 
 CONFIG = AdapterConfig(
@@ -67,6 +67,20 @@ def test_training_is_deterministic_by_seed_and_reports_each_epoch(world: World) 
     assert train(world, config).meta.version == first.meta.version
     assert tuple(reports) == first.meta.epochs
     assert train(world, config.model_copy(update={"seed": 9})).meta.weights_digest != first.meta.weights_digest
+
+
+def test_training_with_several_threads_is_deterministic() -> None:
+    # As wide and in batches as large as by default: torch does not divide smaller sums among threads.
+    world = make_world(users=400, items=800, events=10_000, dim=64)
+    config = AdapterConfig(max_epochs=2)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(4)
+    try:
+        versions = {train(world, config).meta.version for _ in range(4)}
+    finally:
+        torch.set_num_threads(threads)
+    assert len(versions) == 1
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
 def test_holdout_labels_do_not_move_the_adapter(world: World) -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augment.engine.scripted import ScriptedEngine
+from augment.plan import Scope
+from flows import pools, stages
+from flows.config import load_config
+from flows.progress import StageProgress
+from flows.setup import prepare_warehouse
 from warehouse.schemas import BEHAVIOURS
 
+SILENT = StageProgress(None)
 START = datetime(2025, 1, 1, tzinfo=UTC)
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 
@@ -59,3 +66,27 @@ def open_shop(folder: Path, users: int = 4, events_each: int = 6, items: int = 5
     config = folder / "lorestream.toml"
     config.write_text(CONFIG.format(model=WEIGHTS))
     return config
+
+
+def scripted_engine() -> ScriptedEngine:
+    def answer(prompt: str) -> str:
+        title = prompt.split('"')[1]
+        return f"An answer of {len(prompt)} characters about {title}."
+
+    return ScriptedEngine(answer)
+
+
+def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> stages.Run:
+    """A run without Prefect, its stages in order."""
+    config = load_config(config_file)
+    prepare_warehouse(config.root)
+    run = stages.Run(config, config.root, scope, scripted or scripted_engine())
+    stages.ingest(run)
+    stages.partition(run)
+    stages.plan(run)
+    pools.choose_pool(run)
+    stages.call_engine(run, SILENT)
+    stages.encode(run, SILENT)
+    stages.adapt(run)
+    stages.publish(run)
+    return run

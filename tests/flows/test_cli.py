@@ -1,14 +1,19 @@
 """The command line on bad input: what it says, the exit code, and that nothing stored changes."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import BaseModel
 
+import flows
 from flows.cli import call
-from flows.config import load_config
+from flows.config import Config, load_config
 from flows.setup import prepare_warehouse
 from tests.flows.shop import open_shop, write_items
 from warehouse.errors import ConfigError
@@ -68,6 +73,7 @@ def test_a_title_with_template_tokens_is_named(shop: Path, capfd: pytest.Capture
         ("[partitions]\nsizes = []", ["partitions.sizes"]),
         ("[nonsense]\na = 1", ["nonsense"]),
         ("[labels]\npositive = 'rating > 3'", ["rating > 3"]),
+        ("[labels]\ncategory = 'nope'", ["labels.category", "nope", "genres"]),
         ("[prompts]\nscenario = 'moves'", ["moves", "movies, books"]),
         ("[engine", ["not valid TOML"]),
     ],
@@ -138,3 +144,27 @@ def test_overrides_reach_their_section(shop: Path) -> None:
     assert load_config(shop, {"engine.max_new_tokens": 7}).engine.max_new_tokens == 7
     with pytest.raises(ConfigError, match=r"engine\.max_new"):
         load_config(shop, {"engine.max_new": 7})
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each table of the configuration file and its keys."""
+    fields = {name: field for name, field in model.model_fields.items() if not field.exclude}
+    inner = {
+        name: part
+        for name, field in fields.items()
+        for part in (field.annotation, *get_args(field.annotation))
+        if isinstance(part, type) and issubclass(part, BaseModel)
+    }
+    yield prefix, fields.keys() - inner.keys()
+    for name, part in inner.items():
+        yield from sections(part, f"{prefix}.{name}".lstrip("."))
+
+
+@pytest.mark.parametrize(("section", "keys"), list(sections(Config)))
+def test_the_template_shows_every_key(section: str, keys: set[str]) -> None:
+    template = (Path(flows.__file__).parent / "lorestream.toml").read_text()
+    # The three inputs have the same keys; they are shown once, and so are their headers.
+    shown = template if section.startswith("inputs.") else re.split(r"(?m)^(?=\[)", template)
+    if isinstance(shown, list):
+        [shown] = [part for part in shown if part.startswith(f"[{section}]")] if section else shown[:1]
+    assert {key for key in keys if not re.search(rf"\b{key} = ", shown)} == set()

@@ -1,5 +1,7 @@
 """The stages in order over a tiny shop: what is called, what is not called again, what is published."""
 
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,40 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import lorestream
+from augment.engine.base import Completion, Request
 from augment.engine.errors import EngineFailed
 from augment.engine.scripted import ScriptedEngine
+from augment.engine.vllm import PROMPT_TOO_LONG
 from augment.plan import Scope
-from flows import stages
-from flows.config import load_config
-from flows.progress import StageProgress
-from flows.setup import prepare_warehouse
-from tests.flows.shop import event, open_shop, write_events, write_items
+from tests.flows.shop import START, event, open_shop, run_once, scripted_engine, write_events, write_items
 from warehouse.entities import TemplateTokenInItem
+from warehouse.errors import ConfigError
 from warehouse.status import warehouse_status
-
-SILENT = StageProgress(None)
-
-
-def engine() -> ScriptedEngine:
-    def answer(prompt: str) -> str:
-        title = prompt.split('"')[1]
-        return f"An answer of {len(prompt)} characters about {title}."
-
-    return ScriptedEngine(answer)
-
-
-def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> stages.Run:
-    config = load_config(config_file)
-    prepare_warehouse(config.root)
-    run = stages.Run(config, config.root, scope, scripted or engine())
-    stages.ingest(run)
-    stages.partition(run)
-    stages.plan(run)
-    stages.call_engine(run, SILENT)
-    stages.encode(run, SILENT)
-    stages.adapt(run)
-    stages.publish(run)
-    return run
 
 
 def test_calls_equal_sealed_partitions_plus_items_then_nothing_then_only_what_is_new(tmp_path: Path) -> None:
@@ -111,14 +88,122 @@ def test_a_sample_of_users_is_treated_first_and_the_rest_later(tmp_path: Path) -
     assert rest.calls + sample.calls == 13
 
 
-def test_a_backfill_asks_only_about_its_interval(tmp_path: Path) -> None:
-    from tests.flows.shop import START, timedelta
-
+def test_a_backfill_asks_only_about_its_interval_and_the_items_in_it(tmp_path: Path) -> None:
     shop = open_shop(tmp_path, users=2)
-    # Partitions are sealed at hours 1 and 4.
+    # Partitions are sealed at hours 1 and 4; those of hour 1 hold i0, i1 and i1, i2.
     scope = Scope(start=START, end=START + timedelta(hours=4))
-    assert run_once(shop, scope=scope).report.calls_by_kind == {"user_summary": 2, "item_facts": 5}
-    assert run_once(shop).report.calls_by_kind == {"user_summary": 2}
+    assert run_once(shop, scope=scope).report.calls_by_kind == {"user_summary": 2, "item_facts": 3}
+    assert run_once(shop).report.calls_by_kind == {"user_summary": 2, "item_facts": 2}
+
+
+def test_calls_that_an_interrupted_run_left_wait_for_their_scope(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, users=4)
+    with pytest.raises(EngineFailed):
+        run_once(shop, ScriptedEngine(lambda prompt: f"About {prompt}.", fail_after=0))
+    interval = Scope(start=START, end=START + timedelta(hours=4), limit_users=1)
+    # One user's first partition and its two items; then the same user's second one with what is new in it.
+    assert run_once(shop, scope=interval).report.calls_by_kind == {"user_summary": 1, "item_facts": 2}
+    sample = run_once(shop, scope=Scope(limit_users=1)).report
+    assert sample.calls_by_kind == {"user_summary": 1, "item_facts": 3}
+    assert run_once(shop).report.calls_by_kind == {"user_summary": 6}
+
+
+def test_calls_of_abandoned_prompts_are_never_made(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path)
+    with pytest.raises(EngineFailed):
+        run_once(shop, ScriptedEngine(lambda prompt: f"About {prompt}.", fail_after=0))
+    movies = shop.read_text()
+    shop.write_text(movies + "[prompts]\nscenario = 'books'\n")
+    books = scripted_engine()
+    assert run_once(shop, books).report.calls == 13
+    assert not any("movie" in prompt for prompt in books.prompts)
+    # Going back to them makes them, and none was lost.
+    shop.write_text(movies)
+    assert run_once(shop).report.calls == 13
+
+
+class NarrowEngine(ScriptedEngine):
+    """A scripted engine with a context: like a real one it refuses longer prompts one by one."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__(lambda prompt: "Likes lamps.")
+        self.context = context
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in requests:
+            tokens = len(request.prompt.split())
+            if tokens > self.context:
+                yield Completion(request.request_key, "", PROMPT_TOO_LONG, tokens_in=tokens, tokens_out=0)
+            else:
+                yield from super().generate([request])
+
+
+def test_a_prompt_too_long_for_the_context_waits_until_there_is_room(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, users=1)
+    (tmp_path / "elsewhere").mkdir()
+    plain = scripted_engine()
+    run_once(open_shop(tmp_path / "elsewhere", users=1), plain)
+    lengths = [len(prompt.split()) for prompt in plain.prompts if "<history>" in prompt]
+    report = run_once(shop, NarrowEngine(context=max(lengths) - 1)).report
+    assert (report.calls, report.prompts_too_long) == (6, 1)
+    assert report.calls_by_kind == {"user_summary": 1, "item_facts": 5}
+    assert report.texts_by_status == {"ok": 6}
+    # max_new_tokens of the shop is 48.
+    [note] = [note for note in report.notes if "context" in note]
+    assert note.startswith("1 prompts do not fit")
+    assert f"{max(lengths) + 48} tokens" in note
+    for remedy in ("engine.max_model_len", "engine.kv_cache_gib", "engine.max_new_tokens", "scenario"):
+        assert remedy in note
+    status = warehouse_status(tmp_path / "warehouse")
+    assert (status["knowledge"], status["requests_pending"]) == (6, 1)
+    # Still too long: nothing is stored, and nothing else is asked.
+    again = run_once(shop, NarrowEngine(context=max(lengths) - 1)).report
+    assert (again.calls, again.prompts_too_long) == (0, 1)
+    wide = run_once(shop, NarrowEngine(context=max(lengths))).report
+    assert (wide.calls, wide.prompts_too_long, wide.rows_by_table) == (1, 0, {"user_features": 1})
+
+
+def test_cut_texts_are_reported_with_the_remedy(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path)
+    [note] = [
+        note
+        for note in run_once(shop, ScriptedEngine(lambda prompt: "word " * 60, max_new_tokens=48)).report.notes
+        if "engine.max_new_tokens = 48" in note
+    ]
+    assert "13 texts were cut" in note
+    assert "anew" in note
+
+
+def test_an_unknown_category_is_refused_before_any_call(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path)
+    shop.write_text(shop.read_text() + "[labels]\ncategory = 'nope'\n")
+    engine = scripted_engine()
+    with pytest.raises(ConfigError, match=r"labels\.category.*'nope'.*they have genres"):
+        run_once(shop, engine)
+    assert engine.calls == 0
+    assert warehouse_status(tmp_path / "warehouse")["requests_pending"] == 0
+
+
+def test_a_configuration_that_is_gone_back_to_is_served_again(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path)
+    movies = shop.read_text()
+    parrot = ScriptedEngine(lambda prompt: prompt)
+    run_once(shop, parrot)
+    events = pq.read_table(tmp_path / "inputs" / "behaviours.parquet")
+
+    def served() -> list[dict[str, object]]:
+        joined: list[dict[str, object]] = lorestream.open(tmp_path / "warehouse").join(events).to_arrow().to_pylist()
+        return joined
+
+    first = served()
+    shop.write_text(movies + "[prompts]\nscenario = 'books'\n")
+    run_once(shop, parrot)
+    assert served() != first
+    shop.write_text(movies)
+    back = run_once(shop, parrot).report
+    assert (back.calls, back.rows_by_table) == (0, {"user_features": 8, "item_features": 5})
+    assert served() == first
+    assert run_once(shop, parrot).report.rows_published == 0
 
 
 def test_a_feature_row_never_knows_its_own_or_later_events(tmp_path: Path) -> None:

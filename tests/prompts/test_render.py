@@ -1,5 +1,7 @@
 """Rendered prompts, letter by letter, and the versions that name them."""
 
+from pathlib import Path
+
 import pytest
 
 from prompts.render import EmptyPrompt, HistoryLine, Kind, PromptWriter
@@ -113,3 +115,10 @@ def test_shipped_scenarios_belong_to_their_domain() -> None:
     assert "director and cast" in movies.item_factors
     assert not {"director and cast", "soundtrack"} & set(books.item_factors)
     assert len(movies.user_factors) == len(books.user_factors) == 9
+
+
+def test_a_scenario_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "shop.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"shop\.toml is not UTF-8.*Save it as UTF-8"):
+        load_scenario(str(file))

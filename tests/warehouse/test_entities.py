@@ -222,3 +222,11 @@ def test_users_without_id_are_kept_aside_and_a_missing_column_is_named(tmp_path:
     pq.write_table(pa.table({"age": [1]}), tmp_path / "users.parquet")
     with pytest.raises(MissingColumn, match="`user_id`"):
         ingest_users(SourceConfig(path="users.parquet"), tmp_path, None, NOW)
+
+
+def test_too_many_rejected_items_show_the_first_of_each_reason(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title,available_at\ni1,One,soon\ni2,Two,later\ni3,,\n")
+    with pytest.raises(TooManyRejected) as caught:
+        ingest_items(SourceConfig(path="items.csv"), tmp_path, None, NOW, no_token)
+    assert "bad_timestamp: 2, first available_at = 'soon', item_id = 'i1', title = 'One'" in str(caught.value)
+    assert "missing_title: 1, first available_at = None, item_id = 'i3'" in str(caught.value)

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,14 +18,14 @@ from hypothesis import strategies as st
 from warehouse.errors import CorruptWarehouse, InputError, MissingColumn, TooManyRejected, WrongType
 from warehouse.inputs import REJECTED, IngestReport, Reason, ingest_behaviours
 from warehouse.schemas import BEHAVIOURS
-from warehouse.sources import SourceConfig
+from warehouse.sources import InputsConfig, SourceConfig
 
 HEADER = "user_id,item_id,ts,value,action\n"
 JUNE = datetime(2020, 6, 1, 12, tzinfo=UTC)
 GOOD = {"user_id": ["u"], "item_id": ["i"], "ts": [JUNE], "value": [1.0], "action": ["click"]}
 
 
-def ingest(base: Path, run: int = 0, known: Sequence[Path] = (), path: str = "*", **given: Any) -> IngestReport:
+def ingest(base: Path, run: int = 0, known: Sequence[Path] = (), path: str | None = "*", **given: Any) -> IngestReport:
     out, aside = base / "stored" / f"{run}.parquet", base / "aside" / f"{run}.parquet"
     source = SourceConfig(**({"path": path} | given.pop("source", {})))
     return ingest_behaviours(source, base, known, out, aside, threads=1, **given)
@@ -342,3 +344,61 @@ def test_however_a_stream_is_cut_the_accepted_events_are_the_set_of_them(
 def as_stored(event: tuple[Any, ...]) -> tuple[Any, ...]:
     user, item, seconds, value, action = event
     return user, item, datetime.fromtimestamp(seconds, UTC), pa.scalar(value, pa.float32()).as_py(), action
+
+
+def test_too_many_rejected_rows_show_the_first_of_each_reason(tmp_path: Path) -> None:
+    lines = ["u1,i1,1700000000000,1,click", "u2,i2,1700000000001,1,click", ",i3,1700000000,1,click"]
+    (tmp_path / "a.csv").write_text(HEADER + "\n".join([*lines, f"u4,i4,1700000000,{'9' * 200}x,click"]) + "\n")
+    with pytest.raises(TooManyRejected) as caught:
+        ingest(tmp_path, path="a.csv")
+    message = str(caught.value)
+    assert "timestamp_out_of_range: 2, first ts = '1700000000000', user_id = 'u1', item_id = 'i1'" in message
+    assert "missing_id: 1, first user_id = None, item_id = 'i3'" in message
+    assert f"bad_value: 1, first value = '{'9' * 71}...;" in message.replace(").", ";")
+    assert "`inputs.behaviours.timestamp_unit` = 's'" in message
+
+
+def test_numbers_that_are_not_finite_are_not_called_text(tmp_path: Path) -> None:
+    table = pa.table({**GOOD, "value": [math.nan]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(TooManyRejected, match=r"bad_value: 1, first value = 'nan'"):
+        ingest(tmp_path, path="a.parquet")
+
+
+def test_a_csv_file_without_a_header_is_told_what_its_first_line_is_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u0,i0,2024-01-01\nu1,i1,2024-01-02\n")
+    with pytest.raises(MissingColumn, match="first line of a CSV file must hold the column names"):
+        ingest(tmp_path, path="a.csv")
+
+
+def test_events_after_the_latest_moment_are_kept_aside(tmp_path: Path) -> None:
+    moments = [JUNE, JUNE + timedelta(microseconds=1), datetime(2100, 1, 1, tzinfo=UTC)]
+    table = pa.table({"user_id": ["u"] * 3, "item_id": ["i"] * 3, "ts": moments})
+    pq.write_table(table, tmp_path / "a.parquet")
+    report = ingest(tmp_path, path="a.parquet", max_rejected_fraction=1, latest=JUNE)
+    assert (report.accepted, report.reasons) == (1, {"timestamp_in_future": 2})
+    assert [row[2] for row in stored(tmp_path)] == [JUNE]
+    assert ingest(tmp_path, 1, path="a.parquet").accepted == 3
+    with pytest.raises(TooManyRejected, match=r"timestamp_in_future: 2, first ts = '2020-06-01 12:00:00.000001"):
+        ingest(tmp_path, 2, path="a.parquet", latest=JUNE)
+
+
+def test_the_latest_event_follows_the_clock_and_can_be_switched_off() -> None:
+    source = SourceConfig(path="x.csv")
+    assert InputsConfig(behaviours=source, items=source).latest_event(JUNE) == JUNE + timedelta(days=1)
+    unlimited = InputsConfig(behaviours=source, items=source, max_future_days=None)
+    assert unlimited.latest_event(JUNE) is None
+
+
+def test_a_database_that_another_process_holds_is_said_to_be_held(tmp_path: Path) -> None:
+    code = (
+        "import duckdb, sys; con = duckdb.connect(sys.argv[1]); con.sql('CREATE TABLE e (a INT)'); "
+        "print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "shop.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match=r"shop\.duckdb is held open for writing by another process"):
+            ingest(tmp_path, path=None, source={"database": "shop.duckdb", "table": "e"})
+        other.kill()

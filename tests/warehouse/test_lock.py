@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from warehouse.errors import WriterBusy
+from warehouse.errors import UsageError, WriterBusy
 from warehouse.lock import LOCK_NAME, writer_lock
 
 HOLDER = """
@@ -91,3 +92,32 @@ def test_an_unreadable_lock_file_still_locks(tmp_path: Path) -> None:
         (tmp_path / LOCK_NAME).write_bytes(b"")
         with pytest.raises(WriterBusy, match="another process"), writer_lock(tmp_path, "second"):
             pytest.fail("both writers hold the lock")
+
+
+def test_a_warehouse_that_cannot_be_written_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "b.csv"
+    file.write_text("not a warehouse")
+    with pytest.raises(UsageError, match=r"b\.csv cannot be written: File exists"), writer_lock(file, "me"):
+        pytest.fail("a file was locked as a warehouse")
+
+
+def test_no_permission_to_write_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests may run as root, whom no mode keeps from writing.
+    def denied(path: Path, *_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(UsageError, match=r"cannot be written: Permission denied") as caught, writer_lock(tmp_path, "x"):
+        pytest.fail("the lock was taken")
+    assert caught.value.exit_code == 2
+
+
+def test_what_a_killed_writer_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "knowledge").mkdir()
+    leftover = tmp_path / "knowledge" / ".tmp-one.parquet-17-abcd"
+    finished = tmp_path / "knowledge" / "one.parquet"
+    for file in (leftover, finished):
+        file.write_bytes(b"x")
+    with writer_lock(tmp_path, "me"):
+        assert not leftover.exists()
+    assert finished.exists()

@@ -215,3 +215,11 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, users: Build, at: Clock) ->
     store.write_json(tmp_path / "features" / "manifest.json", {"schema_version": 1, "current": None})
     with pytest.raises(CorruptWarehouse, match=r"manifest\.json does not have the form of a manifest .*snapshots"):
         read_manifest(tmp_path)
+
+
+def test_a_lost_manifest_is_no_empty_warehouse(tmp_path: Path, users: Build, at: Clock) -> None:
+    assert read_manifest(tmp_path).snapshots == ()
+    publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(5), lineage={})
+    (tmp_path / "features" / "manifest.json").unlink()
+    with pytest.raises(CorruptWarehouse, match=r"manifest\.json is missing, although .*user_features.*Restore it"):
+        read_manifest(tmp_path)

@@ -147,8 +147,11 @@ def test_a_folder_without_tables_is_refused_with_what_to_do(tmp_path: Path, at: 
         lorestream.open(tmp_path / "nowhere")
     with pytest.raises(WarehouseNotFound, match="lorestream init"):
         lorestream.open(tmp_path)
-    Ledger(tmp_path).commit("ingest", {}, now=at(0))
+    (tmp_path / "ledger").mkdir()
     with pytest.raises(UsageError, match="has published nothing yet"):
+        lorestream.open(tmp_path)
+    Ledger(tmp_path).commit("ingest", {}, now=at(0))
+    with pytest.raises(CorruptWarehouse, match=r"manifest\.json is missing, although the ledger shows"):
         lorestream.open(tmp_path)
 
 

@@ -1,0 +1,43 @@
+"""The configuration file as people write it: a byte order mark, `~`, sections that are none, models without a name."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_config
+from tests.flows.shop import open_shop
+from warehouse.errors import ConfigError
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    config = open_shop(tmp_path)
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert load_config(config).partitions.sizes == (2, 3)
+
+
+def test_the_home_folder_may_hold_the_warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = open_shop(tmp_path)
+    config.write_text(config.read_text().replace('warehouse = "warehouse"', 'warehouse = "~/lore"'))
+    assert load_config(config).root == tmp_path / "home" / "lore"
+
+
+def test_the_home_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+    config = open_shop(tmp_path)
+    config.write_text(config.read_text().replace('warehouse = "warehouse"', 'warehouse = "~no-such-user/lore"'))
+    with pytest.raises(ConfigError, match=r"`warehouse` = '~no-such-user/lore'.*full path"):
+        load_config(config)
+
+
+def test_a_key_cannot_be_laid_over_a_section_that_is_a_number(tmp_path: Path) -> None:
+    config = tmp_path / "lorestream.toml"
+    config.write_text("engine = 5\n")
+    with pytest.raises(ConfigError, match=r"`engine` = 5 is no table, so `engine\.model` cannot be set"):
+        load_config(config, {"engine.model": "x"})
+
+
+@pytest.mark.parametrize("model", ["", " "])
+@pytest.mark.parametrize("key", ["engine.model", "encoder.model"])
+def test_a_model_without_a_name_is_refused(tmp_path: Path, key: str, model: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`{key}` is empty"):
+        load_config(open_shop(tmp_path), {key: model})
