@@ -1,7 +1,9 @@
 """The command line on bad input: what it says, the exit code, and that nothing stored changes."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -12,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 import flows
+from flows import cli
 from flows.cli import call
 from flows.config import Config, load_config
 from flows.setup import prepare_warehouse
@@ -168,3 +171,27 @@ def test_the_template_shows_every_key(section: str, keys: set[str]) -> None:
     if isinstance(shown, list):
         [shown] = [part for part in shown if part.startswith(f"[{section}]")] if section else shown[:1]
     assert {key for key in keys if not re.search(rf"\b{key} = ", shown)} == set()
+
+
+def test_an_unreachable_server_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_server(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to reach API at http://127.0.0.1:9/api/")
+
+    monkeypatch.setattr(cli, "app", no_server)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert call(["run"]) == 1
+    message = capfd.readouterr().err
+    assert "http://127.0.0.1:9/api" in message
+    assert "prefect server start" in message
+
+
+def test_a_terminated_run_says_what_is_stored(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert call(["run"]) == 1
+    assert "what was finished is stored" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,7 +1,7 @@
 """The stages in order over a tiny shop: what is called, what is not called again, what is published."""
 
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -243,3 +243,13 @@ def test_lineage_names_everything_that_made_a_row(tmp_path: Path) -> None:
         assert rows.column(column).null_count == 0, column
     assert set(rows.column("snapshot_id").to_pylist()) == {run.report.snapshot}
     assert pa.types.is_list(rows.schema.field("augment").type)
+
+
+def test_an_event_of_the_future_is_rejected_and_seals_nothing(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, users=4, events_each=6)
+    late = {**event(0, 1, 0), "ts": datetime.now(UTC) + timedelta(days=400)}
+    write_events(tmp_path, "-future", [late])
+    report = run_once(shop).report
+    assert (report.events, report.rejected) == (24, 1)
+    assert any("timestamp_in_future 1" in note for note in report.notes)
+    assert report.partitions == 4 * 2
