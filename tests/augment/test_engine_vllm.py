@@ -23,6 +23,7 @@ from augment.engine.base import Engine, Request
 from augment.engine.errors import EngineFailed
 from augment.engine.launch import _wake_when_killed, cause_of, killed_by
 from augment.engine.vllm import PROMPT_TOO_LONG, EngineConfig, EngineStats, VllmEngine
+from tests.augment.processes import last_line_of
 from warehouse.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -245,19 +246,7 @@ if __name__ == "__main__":
 
 @on_vllm
 def test_by_default_vllm_runs_in_a_process_of_its_own_and_closing_ends_it(tmp_path: Path) -> None:
-    script = tmp_path / "generate.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(ROOT / "demo" / "weights")],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen, errors = last_line_of(SCRIPT, tmp_path, str(ROOT / "demo" / "weights"))
     assert seen["keys"] == [f"key-{i}" for i in range(6)]
     assert all(0 < tokens_out <= 24 for _, tokens_out in seen["tokens"])
     # chat = false: the prompt as it stands, without the template around it.
@@ -271,8 +260,8 @@ def test_by_default_vllm_runs_in_a_process_of_its_own_and_closing_ends_it(tmp_pa
     assert not seen["log_left"]
     assert not seen["torch_threads_patched"]
     # vLLM's log goes to a file; a traceback or a warning of it on the terminal is noise.
-    assert "WARNING" not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "WARNING" not in errors
+    assert "Traceback" not in errors
 
 
 def test_the_engine_does_not_outlive_a_killed_run() -> None:

@@ -1,9 +1,6 @@
 """Speculation inside real vLLM on the pocket LLM: texts, counts, and that `off` is never changed by it."""
 
 import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from augment.engine.base import Completion, Request
 from augment.engine.launch import start_vllm
 from augment.engine.vllm import EngineConfig, VllmEngine
 from augment.speculation.config import SpeculationConfig, UnsupportedVllm, check_vllm
+from tests.augment.processes import last_line_of
 from warehouse.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -256,19 +254,7 @@ def test_sampling_on_a_cpu_drafts_nothing_and_says_so(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("mode", ["lossless", "relaxed"])
 def test_it_works_in_a_process_of_its_own(mode: str, tmp_path: Path) -> None:
     """The default: proposer and sampler are installed, and counts come back, over vLLM's own messages."""
-    script = tmp_path / "generate.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(POCKET_LLM), mode],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen, _ = last_line_of(SCRIPT, tmp_path, str(POCKET_LLM), mode)
     assert len(seen["counts"]) == 16
     assert all(0 <= accepted <= drafted and steps for _, drafted, accepted, _, steps in seen["counts"])
     assert 0 < sum(accepted for _, _, accepted, _, _ in seen["counts"]) <= seen["totals"]["accepted"]
