@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from adapters.knowledge import ITEM_KIND, USER_KIND, EntityVectors, Stored, in_chunks
 from adapters.materialise import materialise_items, materialise_users
 from adapters.trained import TrainedAdapter
 from warehouse.join import newest
-from warehouse.schemas import FEATURES, Rung
+from warehouse.schemas import FEATURES
 from warehouse.sql import connect, parquet_view
 
 _TABLES = {
@@ -26,9 +25,10 @@ def missing_rows(
 ) -> dict[str, pa.Table]:
     """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`.
 
-    A row counts as published when the one that readers see for its entity, source and instant has the same request key
-    and adapter version. An older one does not count: a configuration that is gone back to publishes its rows again,
-    newer than those it left for the meantime.
+    A row counts as published when the one that readers see for its entity, source and instant is made of the same
+    texts, with the same adapter and rung. An older one does not count: a configuration that is gone back to publishes
+    its rows again, newer than those it left for the meantime. A row that only confirms what holds already is published
+    where something else was, for that instant.
     """
     tables = {}
     for name, (kind, entity, _materialise) in _TABLES.items():
@@ -44,27 +44,39 @@ def missing_rows(
 def _unpublished(
     piece: EntityVectors, files: Sequence[Path], name: str, entity: str, adapter_version: str
 ) -> EntityVectors:
-    keys = piece.rows.select(["entity_id", "source_digest", "request_key"])
+    keys = piece.rows.select(
+        ["entity_id", "valid_from", "source_digest", "request_key", "texts_digest", "rung", "confirms"]
+    )
     keys = keys.append_column("position", pa.array(np.arange(keys.num_rows)))
     with connect() as con:
-        parquet_view(con, "published", files, FEATURES[name])
+        parquet_view(con, "published", files, FEATURES[name], grown=True)
         con.register("candidates", keys)
         missing = con.sql(
             f"""
-            SELECT position FROM candidates c ANTI JOIN (
-                SELECT * FROM (
-                    SELECT {entity} AS entity_id, source_digest, request_key, adapter_version FROM published
-                    QUALIFY row_number() OVER (
-                        PARTITION BY {entity}, valid_from, source_digest ORDER BY {newest(entity)}
-                    ) = 1
-                ) WHERE adapter_version = ?
-            ) p USING (entity_id, source_digest, request_key)
+            WITH seen AS (
+                SELECT {entity} AS entity_id, valid_from, source_digest, request_key, texts_digest, rung,
+                       adapter_version
+                FROM published
+                QUALIFY row_number() OVER (
+                    PARTITION BY {entity}, valid_from, source_digest ORDER BY {newest(entity)}
+                ) = 1
+            )
+            SELECT position FROM candidates c
+            WHERE NOT EXISTS (
+                FROM seen s
+                WHERE s.entity_id = c.entity_id AND s.valid_from = c.valid_from AND s.source_digest = c.source_digest
+                    AND s.rung = c.rung AND s.adapter_version = $adapter
+                    -- Rows of an older Lorestream name only one text.
+                    AND CASE WHEN s.texts_digest IS NULL THEN s.request_key = c.request_key
+                             ELSE s.texts_digest = c.texts_digest END
+            ) AND (NOT c.confirms OR EXISTS (
+                FROM seen s WHERE s.entity_id = c.entity_id AND s.valid_from = c.valid_from
+            ))
             ORDER BY position
             """,
-            params=[adapter_version],
+            params={"adapter": adapter_version},
         ).to_arrow_table()
-    positions = missing.column("position").to_numpy()
-    return EntityVectors(piece.rows.take(pa.array(positions)), piece.vectors[positions], piece.has_vector[positions])
+    return piece.take(missing.column("position").to_numpy())
 
 
 def _rows(fresh: EntityVectors, stored: Stored, adapter: TrainedAdapter, name: str, now: datetime) -> pa.Table:
@@ -79,7 +91,6 @@ def _rows(fresh: EntityVectors, stored: Stored, adapter: TrainedAdapter, name: s
         "created_at": pa.array([now] * n, schema.field("created_at").type),
         "augment": augment,
         "augment_dim": pa.array(np.full(n, dim, np.int32)),
-        "rung": pc.if_else(pa.array(has), str(Rung.OWN), str(Rung.NONE)),
         "encoder_id": pa.array([stored.encoder_id] * n),
         "adapter_version": pa.array([adapter.meta.version] * n),
     }

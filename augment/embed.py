@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from augment.encode import TextEncoder
-from warehouse.schemas import KNOWLEDGE, REQUESTS, embeddings_schema
-from warehouse.sql import connect, parquet_view
+from warehouse.answers import IMPORTED, answers_view
+from warehouse.schemas import REQUESTS, embeddings_schema
+from warehouse.sql import connect, parquet_view, quote
 from warehouse.store import write_table
 
 # Large enough that sorting by length inside a segment saves padding, small enough to show progress and lose little in a
@@ -41,20 +42,22 @@ def embed_pending(
     run: str,
     progress: Progress | None = None,
 ) -> EmbedReport:
-    """Vectors for the `ok` texts of `engine_id` that have none of this encoder, stored under `folder`.
+    """Vectors for the `ok` texts of `engine_id`, and imported ones, that have none of this encoder; under `folder`.
 
     The encoder is loaded only when there is something to do.
     """
     with connect() as con:
         parquet_view(con, "requests", requests, REQUESTS)
-        parquet_view(con, "knowledge", knowledge, KNOWLEDGE)
+        answers_view(con, knowledge)
         parquet_view(
             con, "embeddings", embeddings, pa.schema([("request_key", pa.string()), ("encoder_id", pa.string())])
         )
         pending: pa.Table = con.sql(
-            """
-            SELECT DISTINCT ON (request_key) request_key, text
-            FROM knowledge SEMI JOIN (SELECT request_key FROM requests WHERE engine_id = $engine) USING (request_key)
+            f"""
+            SELECT request_key, text
+            FROM answers SEMI JOIN (
+                FROM requests WHERE engine_id = $engine OR starts_with(engine_id, {quote(IMPORTED)})
+            ) USING (request_key)
             ANTI JOIN (SELECT request_key FROM embeddings WHERE encoder_id = $encoder) USING (request_key)
             WHERE status = 'ok'
             ORDER BY request_key

@@ -1,6 +1,6 @@
 """What a plan would cost: calls and tokens per kind, counted where they can be counted and estimated where not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from warehouse.sql import connect, parquet_view
 
 # Enough for a mean within a few percent; tokenizing millions of prompts would take longer than a look should.
 _SAMPLE = 500
+# Of English text; what OpenAI's own rule of thumb says as well.
+_CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,16 @@ def forecast_calls(
     requests: Sequence[Path],
     knowledge: Sequence[Path],
     engine_id: str,
-    model_path: Path,
+    tokenizer: Path | None,
     max_new_tokens: int,
 ) -> dict[str, KindForecast]:
-    """The cost of `pending` (see `plan.pending_requests`) by kind; chat-template tokens are not counted."""
+    """The cost of `pending` (see `augment.pending`) by kind; chat-template tokens are not counted.
+
+    `tokenizer` is the folder of one; without, a token is taken for four characters.
+    """
     if not pending.num_rows:
         return {}
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    count = _counter(tokenizer)
     means = _mean_answers(requests, knowledge, engine_id)
     kinds = np.asarray(pending.column("kind").to_pylist(), dtype=object)
     result = {}
@@ -48,7 +53,7 @@ def forecast_calls(
         rows = np.flatnonzero(kinds == kind)
         sample = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
         prompts = pending.column("prompt").take(pa.array(sample)).to_pylist()
-        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+        lengths = count(prompts)
         mean_out = means.get(kind, float(max_new_tokens))
         result[kind] = KindForecast(
             calls=len(rows),
@@ -59,10 +64,26 @@ def forecast_calls(
     return result
 
 
+def expected_tokens(
+    requests: Sequence[Path], knowledge: Sequence[Path], engine_id: str, max_new_tokens: int, kinds: Collection[str]
+) -> dict[str, float]:
+    """Output tokens of an answer by kind: the mean of earlier ones, or the limit where there are none."""
+    means = _mean_answers(requests, knowledge, engine_id)
+    return {kind: means.get(kind, float(max_new_tokens)) for kind in kinds}
+
+
+def _counter(tokenizer: Path | None) -> Callable[[list[str]], list[int]]:
+    """Numbers of tokens of texts."""
+    if tokenizer is None:
+        return lambda texts: [-(-len(text) // _CHARS_PER_TOKEN) for text in texts]
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return lambda texts: [len(ids) for ids in loaded(texts)["input_ids"]]
+
+
 def _mean_answers(requests: Sequence[Path], knowledge: Sequence[Path], engine_id: str) -> dict[str, float]:
     with connect() as con:
         parquet_view(con, "requests", requests, REQUESTS)
-        parquet_view(con, "knowledge", knowledge, KNOWLEDGE)
+        parquet_view(con, "knowledge", knowledge, KNOWLEDGE, grown=True)
         rows = con.execute(
             "SELECT kind, avg(tokens_out) FROM knowledge JOIN requests USING (request_key) "
             "WHERE engine_id = ? GROUP BY kind",

@@ -1,48 +1,34 @@
 """Planning: which calls are missing, as rows of `requests`. Nothing here talks to an engine.
 
-A partition is asked about once per (prompt version, engine id); an item once per version of its catalogue row. Hence
-after appending events the plan holds the newly sealed partitions and the new items, and nothing else.
+A partition is asked about once per (prompt version, engine id) and kind; an item once per version of its catalogue
+row; a group once per generation. Hence after appending events the plan holds the newly sealed partitions and the new
+items, and nothing else. What builds on answers (LIBER's cascade) is planned in waves: a wave holds every user's next
+step, and stands on what is stored, so an interrupted one goes on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import orjson
 import pyarrow as pa
 
-from augment.engine.base import Engine, Request
-from prompts.render import EmptyPrompt, HistoryLine, Kind, PromptWriter
+from augment.repertoire import KnowledgeConfig
+from augment.scope import EngineIdentity, Scope, Sources, register
+from prompts.render import EmptyPrompt, HistoryLine, Kind, PromptWriter, Span
 from warehouse import keys
-from warehouse.schemas import ITEM_VERSIONS, PARTITIONS, REQUESTS, USER_VERSIONS
-from warehouse.sql import connect, parquet_view
+from warehouse.errors import ConfigError
+from warehouse.labels import LabelRule
+from warehouse.schemas import REQUESTS
+from warehouse.sql import connect
 from warehouse.store import TableWriter
 
 _BATCH_ROWS = 8192
 
-
-@dataclass(frozen=True)
-class Scope:
-    """Which part of the warehouse to plan for: a sample of users, an interval [start, end) of event time, or all.
-
-    A part holds the partitions of these users that were sealed in this interval, and the items in them.
-    """
-
-    limit_users: int | None = None
-    start: datetime | None = None
-    end: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The stored tables that a plan reads, as lists of Parquet files (any may be empty)."""
-
-    partitions: Sequence[Path]
-    items: Sequence[Path]
-    users: Sequence[Path]
-    requests: Sequence[Path]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -59,85 +45,131 @@ class PlanReport:
 
 
 @dataclass(frozen=True)
-class EngineIdentity:
-    """What of an engine enters a request key."""
+class Wishes:
+    """What to ask: kinds and cascade, what counts as positive feedback, and the attribute (of a list, its first value)
+    whose items draft from each other's texts."""
 
-    model: str
-    revision: str
-    sampling: Mapping[str, object]
-    verification: str
-
-    @classmethod
-    def of(cls, engine: Engine) -> "EngineIdentity":
-        return cls(engine.model, engine.revision, engine.sampling, engine.verification)
-
-    @property
-    def engine_id(self) -> str:
-        return keys.engine_id(self.model, self.revision, self.sampling, self.verification)
-
-    def request_key(self, prompt: str) -> str:
-        return keys.request_key(prompt, self.model, self.revision, self.sampling, self.verification)
+    knowledge: KnowledgeConfig
+    positive: LabelRule
+    item_group: str | None = None
 
 
 def plan_requests(
     sources: Sources,
     writer: PromptWriter,
     engine: EngineIdentity,
+    wishes: Wishes,
     scope: Scope,
     now: datetime,
     out_file: Path,
-    item_group: str | None = None,
+    *,
+    first_wave: bool = True,
 ) -> PlanReport:
-    """The missing calls, written as rows of `requests` to `out_file`; the file is not made when there are none.
+    """The calls that are missing and can be asked now, written as rows of `requests` to `out_file`, if there are any.
 
-    `item_group` is the attribute (of a list, its first value) whose items draft from each other's texts.
+    Shifts are left for the waves after the first: before that, summaries that they compare may still be unanswered.
+    Raises ConfigError where prompts show feedback, and `action` is a part of what is positive: partitions hold values.
     """
+    check_feedback(writer, wishes.positive)
     with connect() as con:
-        _register(con, sources, engine.engine_id, {kind: writer.version(kind) for kind in Kind}, scope)
+        register(con, sources, engine.engine_id, {kind: writer.version(kind) for kind in Kind}, scope)
         titles = dict(con.execute("SELECT item_id, title FROM latest_items").fetchall())
-        planner = _Planner(writer, engine, now, titles, item_group)
+        planner = _Planner(writer, engine, now, titles, wishes)
+        cascade = wishes.knowledge.cascade
+        queries: dict[Kind, tuple[str, Callable[[pa.RecordBatch], pa.Table]]] = {
+            Kind.GROUP_LIKES: (_missing_groups(Kind.GROUP_LIKES), planner.groups),
+            Kind.GROUP_DISLIKES: (_missing_groups(Kind.GROUP_DISLIKES), planner.groups),
+            Kind.GROUP_ITEMS: (_missing_groups(Kind.GROUP_ITEMS), planner.groups),
+            Kind.USER_SUMMARY: (_NEXT_PARTITIONS if cascade == "summary" else _MISSING_PARTITIONS, planner.summaries),
+            Kind.USER_SHIFT: (_MISSING_SHIFTS, planner.shifts),
+            Kind.ITEM_FACTS: (_MISSING_ITEMS, planner.items),
+        }
         with TableWriter(out_file, REQUESTS) as out:
-            for batch in _batches(con, _MISSING_PARTITIONS):
-                out.write(planner.user_summaries(batch))
-            for batch in _batches(con, _MISSING_ITEMS):
-                out.write(planner.item_facts(batch))
+            for kind in wishes.knowledge.kinds:
+                if kind is Kind.USER_SHIFT and first_wave:
+                    continue
+                query, rows = queries[kind]
+                for batch in _batches(con, query):
+                    out.write(rows(batch))
         if not planner.planned:
             out_file.unlink()
         return PlanReport(planner.planned, planner.untitled_partitions, planner.untitled_items)
 
 
-def pending_requests(
-    sources: Sources, knowledge: Sequence[Path], engine: EngineIdentity, versions: Mapping[str, str], scope: Scope
-) -> tuple[pa.Table, dict[str, str]]:
-    """Planned calls without a stored text that a plan of the same scope would make now, and each key's prompt version.
-
-    So what an interrupted run left behind waits until its prompts (`versions` by kind), engine and scope are asked for
-    again. Columns request_key, prompt, group, kind; one row per key: entities with equal prompts share one call. Users
-    come before items, earlier partitions before later ones.
-    """
+def later_calls(
+    sources: Sources, engine: EngineIdentity, versions: Mapping[str, str], wishes: Wishes, scope: Scope
+) -> dict[str, int]:
+    """Calls by kind that cannot be planned before others are answered, if all answers are usable."""
+    if not wishes.knowledge.waves:
+        return {}
     with connect() as con:
-        _register(con, sources, engine.engine_id, versions, scope)
-        parquet_view(con, "knowledge", knowledge, pa.schema([("request_key", pa.string())]))
-        table: pa.Table = con.sql(_PENDING).to_arrow_table()
-    found = dict(zip(table.column("request_key").to_pylist(), table.column("prompt_version").to_pylist(), strict=True))
-    return table.drop_columns(["prompt_version"]), found
+        register(con, sources, engine.engine_id, versions, scope)
+        shifts, summaries = con.execute(
+            """
+            SELECT count(*) FILTER (WHERE partition_no > 0 AND NOT EXISTS (
+                       FROM asked a WHERE a.kind = 'user_shift' AND a.entity_id = p.user_id
+                           AND a.partition_no = p.partition_no)),
+                   count(*) FILTER (WHERE NOT EXISTS (
+                       FROM asked a WHERE a.kind = 'user_summary' AND a.entity_id = p.user_id
+                           AND a.partition_no = p.partition_no))
+            FROM scoped_partitions p
+            """
+        ).fetchall()[0]
+    found = {str(Kind.USER_SHIFT): shifts}
+    return found | ({str(Kind.USER_SUMMARY): summaries} if wishes.knowledge.cascade == "summary" else {})
 
 
-def as_requests(pending: pa.Table) -> Iterator[Request]:
-    """The rows of `pending_requests` as an engine takes them, read batch by batch."""
-    for batch in pending.to_batches(max_chunksize=_BATCH_ROWS):
-        for key, prompt, group in zip(
-            *(batch.column(c).to_pylist() for c in ("request_key", "prompt", "group")), strict=True
-        ):
-            yield Request(key, prompt, group)
+def check_feedback(writer: PromptWriter, positive: LabelRule) -> None:
+    """Raise ConfigError where prompts tell liked from disliked events by a rule that partitions cannot answer."""
+    if writer.options.feedback != "values" and any(c.column == "action" for c in positive.comparisons):
+        raise ConfigError(
+            f'prompts.feedback = "{writer.options.feedback}" shows what was liked, and labels.positive = '
+            f"{positive.text!r} goes by `action`, which partitions do not keep. Use a rule over `value`, or "
+            'prompts.feedback = "values".'
+        )
 
 
 _MISSING_PARTITIONS = """
-    SELECT p.user_id, p.partition_no, p.sealed_at, p.items, p."values", p.digest, u.attributes
+    SELECT p.user_id, p.partition_no, p.opened_at, p.sealed_at, p.previous_end, p.items, p."values", p.digest,
+           u.attributes, NULL::VARCHAR AS previous, m.group_id
     FROM scoped_partitions p
     ANTI JOIN (SELECT entity_id AS user_id, partition_no FROM asked WHERE kind = 'user_summary')
         USING (user_id, partition_no)
     LEFT JOIN latest_users u USING (user_id)
+    LEFT JOIN (SELECT entity_id AS user_id, group_id FROM members WHERE kind = 'group_likes') m USING (user_id)
+    ORDER BY p.partition_no, p.user_id
+"""
+
+# Of every user the first partition that was not asked about, once all before it are answered: its prompt shows the
+# newest usable summary before it.
+_NEXT_PARTITIONS = f"""
+    WITH missing AS ({_MISSING_PARTITIONS}),
+    next AS (
+        SELECT * FROM missing QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY partition_no) = 1
+    ),
+    waiting AS (
+        SELECT DISTINCT entity_id AS user_id FROM asked ANTI JOIN answers USING (request_key)
+        WHERE kind = 'user_summary'
+    )
+    SELECT n.* REPLACE (s.text AS previous)
+    FROM (FROM next ANTI JOIN waiting USING (user_id)) n
+    ASOF LEFT JOIN summaries s ON n.user_id = s.user_id AND n.partition_no > s.partition_no
+    ORDER BY n.partition_no, n.user_id
+"""
+
+# A user's second usable summary is the first that a shift can be asked for.
+_MISSING_SHIFTS = """
+    SELECT p.user_id, p.partition_no, p.opened_at, p.sealed_at, p.previous_end, p.digest,
+           s.text AS current, b.text AS previous, m.group_id
+    FROM scoped_partitions p
+    JOIN summaries s USING (user_id, partition_no)
+    ASOF JOIN summaries b ON p.user_id = b.user_id AND p.partition_no > b.partition_no
+    LEFT JOIN (SELECT entity_id AS user_id, group_id FROM members WHERE kind = 'group_likes') m
+        ON m.user_id = p.user_id
+    WHERE NOT EXISTS (
+        FROM asked a
+        WHERE a.kind = 'user_shift' AND a.entity_id = p.user_id AND a.partition_no = p.partition_no
+    )
     ORDER BY p.partition_no, p.user_id
 """
 
@@ -149,56 +181,13 @@ _MISSING_ITEMS = """
     ORDER BY i.item_id
 """
 
-_PENDING = """
-    SELECT request_key, any_value(prompt) AS prompt, any_value("group") AS "group", any_value(kind) AS kind,
-           any_value(prompt_version) AS prompt_version
-    FROM (
-        SELECT a.* FROM asked a SEMI JOIN scoped_partitions p
-            ON a.kind = 'user_summary' AND a.entity_id = p.user_id AND a.partition_no = p.partition_no
-        UNION ALL
-        SELECT a.* FROM asked a SEMI JOIN scoped_items i
-            ON a.kind = 'item_facts' AND a.entity_id = i.item_id AND a.source_digest = i.digest
-    ) ANTI JOIN knowledge USING (request_key)
-    GROUP BY request_key
-    ORDER BY kind DESC, min(partition_no) NULLS LAST, request_key
-"""
 
-
-def _register(
-    con: duckdb.DuckDBPyConnection, sources: Sources, engine_id: str, versions: Mapping[str, str], scope: Scope
-) -> None:
-    """Make `asked`, `scoped_partitions` and `scoped_items`, on which planning and pending calls agree."""
-    parquet_view(con, "partitions", sources.partitions, PARTITIONS)
-    parquet_view(con, "items", sources.items, ITEM_VERSIONS)
-    parquet_view(con, "users", sources.users, USER_VERSIONS)
-    parquet_view(con, "requests", sources.requests, REQUESTS)
-    current = " OR ".join(f"(kind = '{kind}' AND prompt_version = '{version}')" for kind, version in versions.items())
-    con.execute(f"CREATE TEMP VIEW asked AS SELECT * FROM requests WHERE engine_id = '{engine_id}' AND ({current})")
-    con.execute(
-        "CREATE TEMP TABLE latest_items AS SELECT * FROM items "
-        "QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY created_at DESC, valid_from DESC) = 1"
-    )
-    con.execute(
-        "CREATE TEMP TABLE latest_users AS SELECT user_id, attributes FROM users "
-        "QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC) = 1"
-    )
-    in_scope = ["true"]
-    if scope.limit_users is not None:
-        everyone = [u for (u,) in con.execute("SELECT DISTINCT user_id FROM partitions").fetchall()]
-        sample = pa.table({"user_id": pa.array(keys.sample_entities(everyone, scope.limit_users), pa.string())})
-        con.register("sample", sample)
-        in_scope.append("user_id IN (SELECT user_id FROM sample)")
-    if scope.start is not None:
-        in_scope.append(f"sealed_at >= TIMESTAMPTZ '{scope.start.isoformat()}'")
-    if scope.end is not None:
-        in_scope.append(f"sealed_at < TIMESTAMPTZ '{scope.end.isoformat()}'")
-    con.execute(f"CREATE TEMP VIEW scoped_partitions AS SELECT * FROM partitions WHERE {' AND '.join(in_scope)}")
-    touched = "true"
-    # Of a part of the users or of the time, only the items that it saw: else a week would ask about all the catalogue.
-    if scope != Scope():
-        touched = "item_id IN (SELECT unnest(items) FROM scoped_partitions)"
-    until = f"valid_from < TIMESTAMPTZ '{scope.end.isoformat()}'" if scope.end is not None else "true"
-    con.execute(f"CREATE TEMP VIEW scoped_items AS SELECT * FROM latest_items WHERE {touched} AND {until}")
+def _missing_groups(kind: Kind) -> str:
+    return f"""
+        SELECT kind, group_id, size, named, as_of FROM scoped_groups
+        WHERE kind = '{kind}' AND group_id NOT IN (SELECT entity_id FROM asked WHERE kind = '{kind}')
+        ORDER BY group_id
+    """
 
 
 def _batches(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
@@ -206,7 +195,7 @@ def _batches(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBa
 
 
 class _Planner:
-    """Turns missing partitions and items into rows of `requests`, counting what it leaves out."""
+    """Turns what is missing into rows of `requests`, counting what it leaves out."""
 
     def __init__(
         self,
@@ -214,37 +203,42 @@ class _Planner:
         engine: EngineIdentity,
         now: datetime,
         titles: Mapping[str, str],
-        item_group: str | None,
+        wishes: Wishes,
     ) -> None:
-        self._writer, self._engine, self._now, self._titles = writer, engine, now, titles
-        self._item_group = item_group
+        self._writer, self._engine, self._now, self._titles, self._wishes = writer, engine, now, titles, wishes
         self._engine_id = engine.engine_id
         self._versions = {kind: writer.version(kind) for kind in Kind}
         self.planned: dict[str, int] = {}
         self.untitled_partitions = 0
         self.untitled_items = 0
 
-    def user_summaries(self, batch: pa.RecordBatch) -> pa.Table:
+    def summaries(self, batch: pa.RecordBatch) -> pa.Table:
+        liked = self._liked(batch)
         rows = []
-        for row in batch.to_pylist():
+        for row, likes in zip(batch.to_pylist(), liked, strict=True):
             history = [
-                HistoryLine(self._titles[item], value)
-                for item, value in zip(row["items"], row["values"], strict=True)
+                HistoryLine(self._titles[item], value, like)
+                for item, value, like in zip(row["items"], row["values"], likes, strict=True)
                 if item in self._titles
             ]
             try:
-                prompt = self._writer.user_summary(history, orjson.loads(row["attributes"] or "{}"))
+                prompt = self._writer.user_summary(
+                    history, orjson.loads(row["attributes"] or "{}"), _span(row), row["previous"]
+                )
             except EmptyPrompt:
                 self.untitled_partitions += 1
                 continue
-            rows.append(
-                self._row(
-                    Kind.USER_SUMMARY, row["user_id"], row["partition_no"], row["sealed_at"], prompt, row["digest"]
-                )
-            )
+            rows.append(self._of_user(Kind.USER_SUMMARY, row, prompt))
         return pa.Table.from_pylist(rows, REQUESTS)
 
-    def item_facts(self, batch: pa.RecordBatch) -> pa.Table:
+    def shifts(self, batch: pa.RecordBatch) -> pa.Table:
+        rows = [
+            self._of_user(Kind.USER_SHIFT, row, self._writer.user_shift(row["previous"], row["current"], _span(row)))
+            for row in batch.to_pylist()
+        ]
+        return pa.Table.from_pylist(rows, REQUESTS)
+
+    def items(self, batch: pa.RecordBatch) -> pa.Table:
         rows = []
         for row in batch.to_pylist():
             attributes = orjson.loads(row["attributes"] or "{}")
@@ -254,18 +248,56 @@ class _Planner:
                 self.untitled_items += 1
                 continue
             item = (Kind.ITEM_FACTS, row["item_id"], None, row["valid_from"], prompt, row["digest"])
-            rows.append({**self._row(*item), "group": self._group_of(attributes)})
+            rows.append(self._row(*item, group=self._pool_of(attributes)))
         return pa.Table.from_pylist(rows, REQUESTS)
 
-    def _group_of(self, attributes: Mapping[str, object]) -> str | None:
-        value = attributes.get(self._item_group) if self._item_group else None
+    def groups(self, batch: pa.RecordBatch) -> pa.Table:
+        rows = []
+        for row in batch.to_pylist():
+            titles = [self._titles[item] for item in row["named"] if item in self._titles]
+            try:
+                prompt = self._writer.group(Kind(row["kind"]), titles, row["size"])
+            except EmptyPrompt:
+                continue
+            digest = keys.digest([row["group_id"], row["named"]])
+            rows.append(self._row(Kind(row["kind"]), row["group_id"], None, row["as_of"], prompt, digest))
+        return pa.Table.from_pylist(rows, REQUESTS)
+
+    def _liked(self, batch: pa.RecordBatch) -> list[list[bool | None]]:
+        """By row and event, whether it was positive feedback; None where prompts do not ask."""
+        values = batch.column("values")
+        if self._writer.options.feedback == "values":
+            return [[None] * len(row) for row in values]
+        flat = pa.table({"value": values.flatten()})
+        mask = self._wishes.positive.arrow_mask(flat).to_pylist()
+        ends = np.cumsum([len(row) for row in values])
+        return [mask[end - len(row) : end] for row, end in zip(values, ends, strict=True)]
+
+    def _pool_of(self, attributes: Mapping[str, object]) -> str | None:
+        """The group of texts that an item's text is like."""
+        value = attributes.get(self._wishes.item_group) if self._wishes.item_group else None
         if isinstance(value, list):
             value = value[0] if value else None
         return None if value is None else f"{Kind.ITEM_FACTS}/{value}"
 
+    def _of_user(self, kind: Kind, row: Mapping[str, object], prompt: str) -> Row:
+        # Users who like the same are likely to get like answers (a collaborative cluster).
+        group = None if row["group_id"] is None else f"{kind}/{row['group_id']}"
+        return self._row(
+            kind, row["user_id"], row["partition_no"], row["sealed_at"], prompt, row["digest"], group=group
+        )
+
     def _row(
-        self, kind: Kind, entity: str, partition_no: int | None, as_of: datetime, prompt: str, source_digest: str
-    ) -> dict[str, object]:
+        self,
+        kind: Kind,
+        entity: object,
+        partition_no: object,
+        as_of: object,
+        prompt: str,
+        source_digest: object,
+        *,
+        group: str | None = None,
+    ) -> Row:
         self.planned[str(kind)] = self.planned.get(str(kind), 0) + 1
         return {
             "request_key": self._engine.request_key(prompt),
@@ -274,9 +306,13 @@ class _Planner:
             "partition_no": partition_no,
             "as_of": as_of,
             "prompt": prompt,
-            "group": None,
+            "group": group,
             "prompt_version": self._versions[kind],
             "engine_id": self._engine_id,
             "source_digest": source_digest,
             "created_at": self._now,
         }
+
+
+def _span(row: Mapping[str, datetime]) -> Span:
+    return Span(row["opened_at"], row["sealed_at"], row["previous_end"])

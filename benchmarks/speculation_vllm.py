@@ -43,7 +43,7 @@ PEERS: Mapping[str, Mapping[str, object]] = {
     "suffix": {"method": "suffix", "num_speculative_tokens": 16},
 }
 # Requests by concurrency: enough for several generations of rows, few enough for a run to end.
-REQUESTS = {1: 4, 2: 8, 4: 12, 8: 24, 16: 40, 32: 64, 64: 128, 128: 192}
+REQUESTS = {1: 3, 2: 6, 4: 8, 8: 16, 16: 32, 32: 64, 64: 96, 128: 160}
 WARMING = 8
 NO_TITLES = re.compile(r"consisting of\s*,")
 

@@ -22,9 +22,9 @@ from adapters.lift import Augment, LiftConfig, LiftReport, Slice, measure_lift
 from adapters.samples import Samples
 from adapters.training import find_adapter, labelled_samples
 from demo.world import make_world, write_inputs
-from flows import stages
 from flows.cli import ENVIRONMENT, hush_exit, log_to_stderr
 from flows.config import Config, load_config
+from flows.run import Run
 from flows.setup import prepare_warehouse
 from warehouse.reader import Warehouse
 from warehouse.reader import open as open_warehouse
@@ -48,6 +48,7 @@ category = "genres"
 sizes = [10, 20]
 [prompts]
 scenario = "movies"
+show_time = false
 [engine]
 model = {model!r}
 max_new_tokens = 256
@@ -114,7 +115,7 @@ def measure(config: Config, seeds: tuple[int, ...]) -> LiftReport:
     The vectors come out of the published tables by `join`, as a CTR team would read them; the embeddings of the texts
     are needed only to shuffle them.
     """
-    run = stages.Run(config, config.root)
+    run = Run(config, config.root)
     stored = run.stored
     users, items = user_vectors(stored), item_vectors(stored)
     samples = labelled_samples(run.labelled_events, users, items, config.adapter.history_length)

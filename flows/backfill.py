@@ -8,7 +8,7 @@ from typing import Any, Self
 from prefect import flow
 from pydantic import model_validator
 
-from augment.plan import Scope
+from augment.scope import Scope
 from flows.refresh import RefreshParams, run_all
 
 

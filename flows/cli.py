@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TextIO, TypeVar
+from typing import Annotated, Literal, TextIO, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -32,6 +32,10 @@ importer = App(name="import", help="Turn published data sets into input tables."
 app.command(importer)
 pools = App(name="pool", help="The retrieval pools that drafts come from.")
 app.command(pools)
+groups = App(name="groups", help="Groups of users and items that share a call (knowledge.mode collective or mixed).")
+app.command(groups)
+requests = App(name="requests", help="Planned calls.")
+app.command(requests)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
@@ -148,6 +152,96 @@ def stats(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     from flows.pools import stats as pool_stats
 
     _print(pool_stats(load_config(config)), json)
+
+
+@groups.command(name="build")
+def build_groups(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Cluster users and items anew, as a new generation; `run` does it by itself only the first time."""
+    from flows.config import load_config
+    from flows.grouping import build as cluster_anew
+
+    with _results_only(json) as out:
+        _write(out, cluster_anew(load_config(config)), json)
+
+
+@groups.command(name="stats")
+def group_stats(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """The generations of groups, oldest first: numbers, sizes, how well named items stand for members."""
+    from flows.config import load_config
+    from flows.grouping import stats as generations
+
+    _print(generations(load_config(config)), json)
+
+
+@requests.command
+def export(
+    out: Path,
+    *,
+    format: Annotated[Literal["openai-batch"], Parameter(help="What the files are for.")] = "openai-batch",
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    limit_users: Annotated[int | None, Parameter(help="Only a stable sample of so many users.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the calls that a run would make now to OUT, to have them answered elsewhere."""
+    from flows.config import load_config
+    from flows.interchange import export_requests
+
+    with _results_only(json) as stream:
+        _write(stream, export_requests(load_config(config, _overrides(model)), out, limit_users), json)
+
+
+@importer.command
+def knowledge(
+    file: Path,
+    *,
+    entity: Annotated[str | None, Parameter(help="What all rows are about, where no column `entity` says it.")] = None,
+    members: Annotated[Path | None, Parameter(help="Who is in which group: columns entity, id, group_id.")] = None,
+    as_of: Annotated[datetime | None, Parameter(help="End of what the groups' clustering saw (UTC).")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    json: Json = False,
+) -> None:
+    """Take in texts made elsewhere: results of a batch (.jsonl), or Parquet or CSV with id, text and model."""
+    from flows.config import load_config
+    from flows.interchange import import_knowledge
+
+    until = as_of.replace(tzinfo=UTC) if as_of is not None and as_of.tzinfo is None else as_of
+    with _results_only(json) as out:
+        _write(out, import_knowledge(load_config(config, _overrides(model)), file, entity, members, until), json)
+
+
+@app.command
+def factors(
+    out: Path,
+    *,
+    noun: Annotated[str | None, Parameter(help="What one item is called, if you want to say it.")] = None,
+    count: Annotated[int, Parameter(help="How many factors to ask for.")] = 9,
+    sample: Annotated[int, Parameter(help="How many items of the catalogue to show.")] = 40,
+    config: ConfigPath = DEFAULT_CONFIG,
+    model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    json: Json = False,
+) -> None:
+    """Ask the LLM which factors matter in the catalogue, and write them to OUT, a scenario file to edit."""
+    from flows.config import load_config
+    from flows.factors import propose_factors
+
+    with _results_only(json) as stream:
+        _write(stream, propose_factors(load_config(config, _overrides(model)), out, noun, count, sample), json)
+
+
+@app.command
+def quality(
+    *,
+    samples: Annotated[int, Parameter(help="Texts shown per status.")] = 3,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """What the quality gate said of the stored texts: counts per status, and samples of what is not used."""
+    from flows.config import load_config
+    from flows.quality import quality_report
+
+    _print(quality_report(load_config(config), samples), json)
 
 
 @app.command

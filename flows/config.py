@@ -3,20 +3,26 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from adapters.config import AdapterConfig
+from augment.budget import BudgetConfig
 from augment.encode import EncoderConfig
-from augment.engine.config import EngineConfig
+from augment.engine.config import EngineConfig, OpenAIConfig
 from augment.generate import SegmentConfig
+from augment.groups.config import GroupsConfig
+from augment.quality.config import QualityConfig
+from augment.repertoire import KnowledgeConfig
 from augment.sealing import PartitionConfig
 from augment.speculation.config import PoolConfig, SpeculationConfig
+from prompts.render import PromptOptions
 from warehouse.errors import ConfigError
 from warehouse.sources import InputsConfig
 
 CONFIG_NAME = "lorestream.toml"
+_BACKENDS = ("vllm", "openai")
 
 
 class LabelsConfig(BaseModel, frozen=True, extra="forbid"):
@@ -29,10 +35,15 @@ class LabelsConfig(BaseModel, frozen=True, extra="forbid"):
     max_events: int = Field(1_000_000, ge=1)
 
 
-class PromptsConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which scenario's words and factors the prompts use: a shipped name or the path of a file."""
+class PromptsConfig(PromptOptions, frozen=True, extra="forbid"):
+    """Which scenario's words and factors the prompts use (a shipped name or the path of a file), and how they show a
+    history."""
 
     scenario: str = "movies"
+
+    @property
+    def options(self) -> PromptOptions:
+        return PromptOptions.model_validate(self.model_dump(exclude={"scenario"}))
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -43,7 +54,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     labels: LabelsConfig = LabelsConfig()
     partitions: PartitionConfig = PartitionConfig()
     prompts: PromptsConfig = PromptsConfig()
-    engine: EngineConfig
+    knowledge: KnowledgeConfig = KnowledgeConfig()
+    groups: GroupsConfig = GroupsConfig()
+    budget: BudgetConfig = BudgetConfig()
+    quality: QualityConfig = QualityConfig()
+    engine: Annotated[EngineConfig | OpenAIConfig, Field(discriminator="backend")]
     speculation: SpeculationConfig = SpeculationConfig()
     pool: PoolConfig = PoolConfig()
     segments: SegmentConfig = SegmentConfig()
@@ -60,11 +75,26 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         except RuntimeError as error:
             raise ValueError(f"{error}. Give the folder's full path") from error
 
+    @model_validator(mode="after")
+    def _drafts_need_our_engine(self) -> Self:
+        given = "speculation" in self.model_fields_set and self.speculation.mode != "off"
+        if given and isinstance(self.engine, OpenAIConfig):
+            raise ValueError(
+                f'speculation.mode = "{self.speculation.mode}" has no effect with engine.backend = "openai": whether '
+                "drafts are made is the server's business. Leave [speculation] out"
+            )
+        return self
+
     @property
     def scenario(self) -> str:
         """The scenario's name, or its path made absolute when a file of that name lies beside this one."""
         beside = self.base / self.prompts.scenario
         return str(beside) if beside.is_file() else self.prompts.scenario
+
+    @property
+    def budget_scores(self) -> Path | None:
+        """The table of scores, relative to this file's folder unless absolute."""
+        return None if self.budget.scores is None else self.base / self.budget.scores
 
     @property
     def root(self) -> Path:
@@ -100,29 +130,37 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
     if "base" in raw:
         raise ConfigError(f"{path}: unknown key `base` = {raw['base']!r}. Remove it.")
     base = path.resolve().parent
-    for section in ("engine", "encoder"):
-        _resolve_model(path, section, raw.get(section))
+    engine = raw.get("engine")
+    served = False
+    if isinstance(engine, dict):
+        engine.setdefault("backend", "vllm")
+        served = engine["backend"] != "vllm"
+    # A server's model is called as the server calls it; its tokenizer may lie beside the file.
+    _resolve_model(path, "engine", engine, "tokenizer" if served else "model")
+    _resolve_model(path, "encoder", raw.get("encoder"), "model")
     try:
         return Config.model_validate({**raw, "base": base})
     except ValidationError as error:
         raise ConfigError(f"{path} has {_faults(error)}") from error
 
 
-def _resolve_model(path: Path, name: str, section: object) -> None:
-    """Make the model's folder in `section` absolute when it lies beside the config file `path`; an id stays an id."""
-    if not isinstance(section, dict) or not isinstance(section.get("model"), str):
+def _resolve_model(path: Path, name: str, section: object, key: str) -> None:
+    """Make the folder under `key` of `section` absolute when it lies beside the config file `path`; an id stays one."""
+    if not isinstance(section, dict) or not isinstance(section.get(key), str):
         return
-    if not section["model"].strip():
-        raise ConfigError(f"{path}: `{name}.model` is empty. Name the folder or the id of a model.")
-    folder = path.resolve().parent / section["model"]
+    if not section[key].strip():
+        raise ConfigError(f"{path}: `{name}.{key}` is empty. Name the folder or the id of a model.")
+    folder = path.resolve().parent / section[key]
     if folder.is_dir():
-        section["model"] = str(folder)
+        section[key] = str(folder)
 
 
 def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        where = ".".join(map(str, fault["loc"])) or "(whole file)"
+        # Of a section that comes in several forms, pydantic names the form as well; the file does not.
+        place = [str(step) for i, step in enumerate(fault["loc"]) if i != 1 or step not in _BACKENDS]
+        where = ".".join(place) or "(whole file)"
         if fault["type"] == "extra_forbidden":
             lines.append(f"unknown key `{where}` = {fault['input']!r}: remove it or correct its spelling")
         elif fault["type"] == "missing":

@@ -1,16 +1,17 @@
 """Retrieval pools in a run: choose the one to draft from, build a new one when it is due, and the `pool` verbs."""
 
 import logging
+from pathlib import Path
 
 import pyarrow as pa
 
 from augment.engine.base import DraftingEngine
-from augment.plan import Scope
+from augment.scope import Scope
 from augment.speculation.pool import PoolIdentity, RetrievalPool
 from augment.speculation.shelf import build_pool, is_due, pool_identity, pool_texts, serving_pool
 from flows.config import Config
-from flows.stages import Run, closing_run
-from warehouse.errors import InputError, WarehouseNotFound
+from flows.run import Run, closing_run
+from warehouse.errors import ConfigError, InputError, WarehouseNotFound
 from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock
 
@@ -23,7 +24,7 @@ def choose_pool(run: Run) -> None:
     Raises CorruptPool for a damaged one. Without a call to make or with speculation off, nothing is read.
     """
     engine = run.engine
-    if run.config.speculation.mode == "off" or not isinstance(engine, DraftingEngine) or not run.pending[0].num_rows:
+    if run.config.speculation.mode == "off" or not isinstance(engine, DraftingEngine) or not run.pending.num_rows:
         return
     identity = _identity(run)
     files = run.ledger.files("pools")
@@ -37,9 +38,9 @@ def choose_pool(run: Run) -> None:
 
 def make_pool(run: Run, texts: pa.Table) -> RetrievalPool:
     """A pool of `texts`, saved and entered in the ledger."""
-    identity = _identity(run)
+    identity, tokenizer = _identity(run), _tokenizer(run)
     with run.timed("build pool"):
-        pool = build_pool(texts, run.model.path, identity, run.config.pool)
+        pool = build_pool(texts, tokenizer, identity, run.config.pool)
         file = run.root / "pools" / f"{run.name}-{pool.digest[:8]}.pool"
         pool.save(file)
         run.ledger.commit("pool", add={"pools": [file]}, stats=pool.stats(), now=run.clock())
@@ -72,4 +73,14 @@ def stats(config: Config) -> dict[str, object]:
 
 
 def _identity(run: Run) -> PoolIdentity:
-    return pool_identity(f"{run.engine.model}@{run.engine.revision}", run.model.path, run.prompt_versions)
+    return pool_identity(f"{run.engine.model}@{run.engine.revision}", _tokenizer(run), run.prompt_versions)
+
+
+def _tokenizer(run: Run) -> Path:
+    """The folder of the LLM's tokenizer. Raises ConfigError where there is none."""
+    if run.tokenizer is None:
+        raise ConfigError(
+            "A retrieval pool holds the tokens of the model's answers, and the configuration names no tokenizer: the "
+            'model is served elsewhere. Pools are of use to engine.backend = "vllm" alone.'
+        )
+    return run.tokenizer.path

@@ -9,10 +9,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, Field
 
-from augment.plan import Scope
-from flows import pools, stages
+from augment.scope import Scope
+from flows import asking, grouping, pools, stages
 from flows.config import load_config
 from flows.progress import stage_progress
+from flows.run import closing_run
 from warehouse.errors import LorestreamError
 from warehouse.lock import writer_lock
 from warehouse.overlay import overlay
@@ -36,7 +37,7 @@ def _worth_retrying(_task: object, _run: object, state: Any) -> bool:
     return not (isinstance(error, LorestreamError) and error.exit_code != 1)
 
 
-def stage_task(function: Callable[..., None], retries: int = 0) -> Any:
+def stage_task(function: Callable[..., object], retries: int = 0) -> Any:
     """A Prefect task of one stage; what it does stays callable without Prefect as `task.fn`."""
     # No cache: what is done is known from the warehouse, and a Run holds things that cannot be pickled.
     return task(
@@ -52,10 +53,11 @@ def stage_task(function: Callable[..., None], retries: int = 0) -> Any:
 
 ingest = stage_task(stages.ingest)
 partition = stage_task(stages.partition)
-plan = stage_task(stages.plan)
+form_groups = stage_task(grouping.form_groups)
+plan = stage_task(asking.plan)
 choose_pool = stage_task(pools.choose_pool)
 # Safe to retry: finished texts are stored, so a second attempt makes the remaining calls only.
-call_engine = stage_task(stages.call_engine, retries=2)
+call_engine = stage_task(asking.call_engine, retries=2)
 encode = stage_task(stages.encode, retries=1)
 adapt = stage_task(stages.adapt)
 publish = stage_task(stages.publish)
@@ -77,12 +79,11 @@ def refresh(
 def run_all(params: RefreshParams, owner: str) -> dict[str, object]:
     """The stages in order under the writer lock; called from inside a flow."""
     config = load_config(params.config, params.overrides)
-    with stages.closing_run(config, params.scope()) as run, writer_lock(run.root, owner), stage_progress() as progress:
+    with closing_run(config, params.scope()) as run, writer_lock(run.root, owner), stage_progress() as progress:
         ingest(run)
         partition(run)
-        plan(run)
-        choose_pool(run)
-        call_engine(run, progress)
+        form_groups(run)
+        asking.ask(run, progress, plan, choose_pool, call_engine)
         encode(run, progress)
         adapt(run)
         publish(run)
@@ -93,8 +94,9 @@ def run_all(params: RefreshParams, owner: str) -> dict[str, object]:
 def preview(params: RefreshParams) -> dict[str, object]:
     """What a refresh or backfill would do: new events, partitions, and calls and tokens per kind. Writes nothing."""
     config = load_config(params.config, params.overrides)
-    with overlay(config.root) as copy, stages.closing_run(config, params.scope(), root=copy) as run:
+    with overlay(config.root) as copy, closing_run(config, params.scope(), root=copy) as run:
         stages.ingest(run)
         stages.partition(run)
-        stages.plan(run)
-        return stages.forecast(run)
+        grouping.form_groups(run)
+        asking.plan(run)
+        return asking.forecast(run)

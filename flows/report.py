@@ -15,8 +15,15 @@ class RunReport:
     items: int = 0
     users: int = 0
     partitions: int = 0
+    # Groups by kind that this run formed.
+    groups: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     calls_by_kind: dict[str, int] = field(default_factory=dict)
+    # Beside the calls, second attempts at an answer that was no use, and how many of these were.
+    retries: int = 0
+    retries_mended: int = 0
+    # Planned, but not within the budget.
+    calls_waiting: int = 0
     # Not among the calls: these stay pending until the engine's context has room for them.
     prompts_too_long: int = 0
     tokens_in: int = 0

@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from flows.config import CONFIG_NAME, load_config
-from flows.stages import utc_now
+from flows.run import utc_now
 from warehouse.errors import UsageError
 from warehouse.ledger import Ledger, existing_ledger
 from warehouse.lock import writer_lock

@@ -6,187 +6,31 @@ decide order and retries; nothing here knows Prefect.
 
 import logging
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-import pyarrow as pa
 
 from adapters.fit import EpochReport
 from adapters.knowledge import Stored, item_vectors, user_vectors
 from adapters.rows import missing_rows
 from adapters.train import NotTrainable, fit_projection, train_adapter
 from adapters.trained import TrainedAdapter
-from adapters.training import LabelledEvents, check_category, find_adapter, labelled_samples, shelve_adapter
+from adapters.training import find_adapter, labelled_samples, shelve_adapter
 from augment.embed import embed_pending
-from augment.encode import TextEncoder
-from augment.engine.base import DraftingEngine, Engine
-from augment.engine.model import ModelInfo, describe_model
-from augment.engine.vllm import VllmEngine
-from augment.forecast import forecast_calls
-from augment.generate import Status, generate
 from augment.partition import partition_events
-from augment.plan import EngineIdentity, Scope, Sources, pending_requests, plan_requests
-from flows.config import Config
 from flows.progress import StageProgress
 from flows.report import RunReport
+from flows.run import Run
 from prompts.hygiene import find_template_token
-from prompts.render import Kind, PromptWriter
-from prompts.scenario import load_scenario
 from warehouse.entities import ingest_items, ingest_users
-from warehouse.errors import WarehouseNotFound
 from warehouse.inputs import IngestReport, ingest_behaviours
-from warehouse.labels import parse_rule
-from warehouse.ledger import Ledger
 from warehouse.manifest import publish as publish_tables
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
 from warehouse.snapshot import read_manifest
-from warehouse.sources import SourceFile
 from warehouse.store import FileRef, read_table, write_table
 
 log = logging.getLogger("lorestream")
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Run:
-    """One run over one warehouse: its name, its clock, and what it has done so far.
-
-    Not a dataclass: Prefect walks through dataclasses that are given to a task, and this one holds a live engine.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        root: Path,
-        scope: Scope | None = None,
-        engine: Engine | None = None,
-        clock: Callable[[], datetime] = utc_now,
-    ) -> None:
-        self.config, self.root, self.scope, self.clock = config, root, scope or Scope(), clock
-        self.engine: Engine = engine or VllmEngine(config.engine, speculation=config.speculation)
-        self.name = f"{clock():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        self.report = RunReport(run=self.name, warehouse=str(root))
-        self.ledger = Ledger(root)
-
-    @cached_property
-    def writer(self) -> PromptWriter:
-        """The prompts' maker, with the model's own special tokens to strip."""
-        return PromptWriter(load_scenario(self.config.scenario), self.model.special_tokens)
-
-    @cached_property
-    def encoder(self) -> TextEncoder:
-        return TextEncoder(self.config.encoder)
-
-    @property
-    def identity(self) -> EngineIdentity:
-        return EngineIdentity.of(self.engine)
-
-    @cached_property
-    def model(self) -> ModelInfo:
-        return describe_model(self.config.engine.model)
-
-    def file(self, table: str, suffix: str = "") -> Path:
-        """Where this run writes its part of an internal table."""
-        return self.root / table / f"{self.name}{'-' if suffix else ''}{suffix}.parquet"
-
-    def sources_read(self, table: str) -> set[SourceFile]:
-        """Source files of an input table as they were when an earlier run read them."""
-        return {
-            SourceFile(**source)
-            for commit in self.ledger.commits()
-            for source in cast("dict[str, list[dict[str, Any]]]", commit.stats.get("sources", {})).get(table, ())
-        }
-
-    @property
-    def knowledge_files(self) -> list[Path]:
-        """Every finished segment: existence is the record."""
-        return sorted((self.root / "knowledge").glob("[!.]*.parquet"))
-
-    @property
-    def pending(self) -> tuple[pa.Table, dict[str, str]]:
-        """The calls to make in this run's scope, and the prompt version of each key."""
-        return pending_requests(
-            self.planning_sources, self.knowledge_files, self.identity, self.prompt_versions, self.scope
-        )
-
-    @property
-    def planning_sources(self) -> Sources:
-        """What plans are made from."""
-        return Sources(*(self.ledger.files(table) for table in ("partitions", "items", "users", "requests")))
-
-    @property
-    def embedding_files(self) -> list[Path]:
-        return sorted((self.root / "embeddings").glob("[!.]*.parquet"))
-
-    @property
-    def prompt_versions(self) -> dict[str, str]:
-        """The current version of each kind of prompt."""
-        return {str(kind): self.writer.version(kind) for kind in Kind}
-
-    @property
-    def stored(self) -> Stored:
-        """The knowledge that this configuration asks for, wherever it came from."""
-        return Stored(
-            requests=self.ledger.files("requests"),
-            knowledge=self.knowledge_files,
-            embeddings=self.embedding_files,
-            engine_id=self.identity.engine_id,
-            encoder_id=self.encoder.encoder_id,
-            dim=self.encoder.dim,
-            prompt_versions=self.prompt_versions,
-        )
-
-    @property
-    def labelled_events(self) -> LabelledEvents:
-        """The behaviours that adapters and CTR models learn from."""
-        labels = self.config.labels
-        return LabelledEvents(
-            self.ledger.files("behaviours"),
-            self.ledger.files("items"),
-            parse_rule(labels.positive),
-            labels.category,
-            labels.max_events,
-        )
-
-    def check(self) -> None:
-        """Raise now what a wrong scenario or encoder would raise later."""
-        _ = self.writer, self.encoder
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        log.info("%s: started", stage)
-        yield
-        seconds = round(time.monotonic() - started, 2)
-        self.report.seconds[stage] = round(self.report.seconds.get(stage, 0.0) + seconds, 2)
-        log.info("%s: done in %.1f s", stage, seconds)
-
-
-@contextmanager
-def closing_run(config: Config, scope: Scope, root: Path | None = None) -> Iterator[Run]:
-    """A Run whose engine is freed at the end, whatever happens.
-
-    Raises WarehouseNotFound without a warehouse, and ConfigError or InputError for what is wrong in the configuration,
-    before anything is read or written.
-    """
-    if not Ledger(config.root).commits():
-        raise WarehouseNotFound(str(config.root))
-    run = Run(config, root or config.root, scope)
-    parse_rule(config.labels.positive)
-    try:
-        # Made now, so that a wrong model, scenario or encoder is named before any stage begins.
-        run.check()
-        yield run
-    finally:
-        run.engine.close()
 
 
 def ingest(run: Run) -> None:
@@ -200,7 +44,7 @@ def ingest(run: Run) -> None:
             base,
             read_table(run.ledger.files("items"), ITEM_VERSIONS),
             now,
-            partial(find_template_token, special_tokens=run.model.special_tokens),
+            partial(find_template_token, special_tokens=run.special_tokens),
             inputs.on_template_tokens,
             limit,
             run.sources_read("items"),
@@ -273,70 +117,6 @@ def partition(run: Run) -> None:
             now=run.clock(),
         )
         run.report.partitions += made.sealed
-
-
-def plan(run: Run) -> None:
-    """Write down the calls that are missing. Raises ConfigError when `labels.category` names no item attribute."""
-    with run.timed("plan"):
-        # Read again when the adapter is fitted, after all calls were paid for: refused before them.
-        check_category(run.ledger.files("items"), run.config.labels.category)
-        file = run.file("requests")
-        # Items of one group are likely to get like answers, and draft from each other's.
-        category = run.config.labels.category
-        made = plan_requests(run.planning_sources, run.writer, run.identity, run.scope, run.clock(), file, category)
-        if made.calls:
-            run.ledger.commit("plan", add={"requests": [file]}, stats={"calls": made.planned}, now=run.clock())
-        if made.untitled_partitions:
-            run.report.notes.append(
-                f"{made.untitled_partitions} partitions wait: none of their items stands in the catalogue with a title"
-            )
-        if made.untitled_items:
-            run.report.notes.append(f"{made.untitled_items} items have a title with nothing to ask about")
-
-
-def call_engine(run: Run, progress: StageProgress) -> None:
-    """Make the pending calls and store their texts. The model is loaded only if there is a call to make."""
-    pending, versions = run.pending
-    if not pending.num_rows:
-        return
-    log.info("%d calls to %s", pending.num_rows, run.engine.model)
-    with run.timed("generate"):
-        made = generate(
-            pending,
-            versions,
-            run.engine,
-            run.root / "knowledge",
-            # A retried task is a new attempt of the same run and must not write over its segments.
-            f"{run.name}-{secrets.token_hex(2)}",
-            run.config.segments,
-            run.clock,
-            lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
-        )
-    report, max_new_tokens = run.report, run.config.engine.max_new_tokens
-    if made.calls:
-        if isinstance(run.engine, DraftingEngine):
-            report.speculation = run.engine.speculation_summary()
-        stats = {**asdict(made), "speculation": report.speculation}
-        run.ledger.commit("generate", add={}, stats=stats, now=run.clock())
-    report.calls, report.calls_by_kind, report.texts_by_status = made.calls, made.calls_by_kind, made.statuses
-    report.tokens_in, report.tokens_out, report.tokens_per_s = made.tokens_in, made.tokens_out, made.tokens_per_s
-    report.prompts_too_long = made.too_long
-    if made.too_long:
-        report.notes.append(
-            f"{made.too_long} prompts do not fit the engine's context and wait: the longest needs "
-            f"{made.longest_prompt + max_new_tokens} tokens ({made.longest_prompt} and {max_new_tokens} for its "
-            "answer). Raise engine.max_model_len or engine.kv_cache_gib, lower engine.max_new_tokens, or shorten the "
-            "prompts in the scenario"
-        )
-    unusable = made.calls - made.statuses.get("ok", 0)
-    if unusable:
-        reasons = ", ".join(f"{status} {count}" for status, count in made.statuses.items() if status != "ok")
-        report.notes.append(f"{unusable} of {made.calls} texts are kept but not used ({reasons})")
-    if made.statuses.get(Status.TRUNCATED):
-        report.notes.append(
-            f"{made.statuses[Status.TRUNCATED]} texts were cut at engine.max_new_tokens = {max_new_tokens}. Raise it "
-            "for whole ones; as it is a part of every call, all calls are then made anew"
-        )
 
 
 def encode(run: Run, progress: StageProgress) -> None:
@@ -429,31 +209,4 @@ def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, obj
         "prompt_versions": dict(stored.prompt_versions),
         "encoder_id": stored.encoder_id,
         "adapter_version": adapter.meta.version,
-    }
-
-
-def forecast(run: Run) -> dict[str, object]:
-    """What a run would go on to do: calls and tokens per kind, and the time they take at the last run's rate."""
-    pending, _versions = run.pending
-    kinds = forecast_calls(
-        pending,
-        run.ledger.files("requests"),
-        run.knowledge_files,
-        run.identity.engine_id,
-        run.model.path,
-        run.config.engine.max_new_tokens,
-    )
-    rates = [commit.stats["tokens_per_s"] for commit in run.ledger.commits() if commit.kind == "generate"]
-    tokens_out = sum(kind.tokens_out for kind in kinds.values())
-    return {
-        "dry_run": True,
-        "warehouse": str(run.config.root),
-        "events": run.report.events,
-        "partitions": run.report.partitions,
-        "calls": pending.num_rows,
-        "tokens_in": sum(kind.tokens_in for kind in kinds.values()),
-        "tokens_out": tokens_out,
-        "planned": {kind: asdict(cost) for kind, cost in kinds.items()},
-        "estimated_seconds": round(tokens_out / cast(float, rates[-1]), 1) if rates and rates[-1] else None,
-        "notes": run.report.notes,
     }

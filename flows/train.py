@@ -6,10 +6,11 @@ from typing import Any
 
 from prefect import flow
 
-from augment.plan import Scope
+from augment.scope import Scope
 from flows import stages
 from flows.config import load_config
 from flows.refresh import publish, stage_task
+from flows.run import closing_run
 from warehouse.lock import writer_lock
 
 fit_adapter = stage_task(stages.fit_adapter)
@@ -19,7 +20,7 @@ fit_adapter = stage_task(stages.fit_adapter)
 def train(config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None) -> dict[str, object]:
     """The new adapter's version and measures, and the rows published with it (see `RunReport`)."""
     loaded = load_config(config, overrides)
-    with stages.closing_run(loaded, Scope()) as run, writer_lock(run.root, "lorestream train"):
+    with closing_run(loaded, Scope()) as run, writer_lock(run.root, "lorestream train"):
         fit_adapter(run)
         publish(run)
         return run.report.as_dict()

@@ -4,11 +4,14 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from warehouse.errors import ConfigError
 
-SHIPPED = ("movies", "books")
+SHIPPED = ("movies", "books", "music", "news", "shop")
+
+# What names a user never stands in a prompt, under any label.
+_USER_ID = "user_id"
 
 
 class ValueUnit(BaseModel, frozen=True, extra="forbid"):
@@ -32,8 +35,27 @@ class Scenario(BaseModel, frozen=True, extra="forbid"):
     # Attribute column -> label. Nothing else of a user or an item reaches a prompt.
     item_fields: dict[str, str] = {}
     user_fields: dict[str, str] = {}
+    # A file for many catalogues names columns that one of them may lack; one's own file should name what is there.
+    optional_fields: bool = False
     max_title_chars: int = Field(150, ge=8)
     max_field_chars: int = Field(300, ge=8)
+    # For the lint alone: other names of the domain's things, words that are at home in no other shipped domain, and
+    # shipped domains whose words are at home here too.
+    also_called: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    kin: tuple[str, ...] = ()
+
+    @field_validator("item_fields", "user_fields")
+    @classmethod
+    def _no_user_id(cls, fields: dict[str, str]) -> dict[str, str]:
+        for column in fields:
+            if column.strip().casefold() == _USER_ID:
+                raise ValueError(f"`{column}` names a user, and no user id ever reaches a prompt. Take that line out")
+        return fields
+
+    def what_prompts_show(self) -> dict[str, object]:
+        """All of the scenario that prompts depend on: a change of the rest makes no new prompt version."""
+        return self.model_dump(exclude={"optional_fields", "also_called", "marks", "kin"})
 
 
 def load_scenario(name_or_path: str) -> Scenario:
@@ -56,6 +78,11 @@ def load_scenario(name_or_path: str) -> Scenario:
             ) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"The scenario file {source} is not UTF-8: {error}. Save it as UTF-8.") from error
+    return parse_scenario(text, source)
+
+
+def parse_scenario(text: str, source: str) -> Scenario:
+    """The scenario written in TOML; `source` says in messages where it stands. Raises ConfigError."""
     try:
         return Scenario.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

@@ -102,6 +102,7 @@ REQUESTS = pa.schema(
     ]
 )
 
+# A call has a row per attempt (null: the only one). `reason` says in words why `status` is not ok.
 KNOWLEDGE = pa.schema(
     [
         pa.field("request_key", pa.string(), nullable=False),
@@ -119,7 +120,50 @@ KNOWLEDGE = pa.schema(
         pa.field("accepted", pa.int32()),
         pa.field("relaxed", pa.int32()),
         pa.field("steps", pa.int32()),
+        pa.field("attempt", pa.int32()),
+        pa.field("reason", pa.string()),
         pa.field("created_at", TIMESTAMP, nullable=False),
+    ]
+)
+
+
+# REKI's clusterings. A group of `kind` (group_likes, group_dislikes, group_items) in a `generation`; only those without
+# a child are asked about, the others are what a group falls back to. `centroid` is the mean of the members' features,
+# `named` the items that stand for the group in its prompt. What is known of a group holds from `as_of`, the end of the
+# events that the clustering saw.
+GROUPS = pa.schema(
+    [
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("parent_id", pa.string()),
+        pa.field("size", pa.int32(), nullable=False),
+        pa.field("named", pa.list_(pa.string()), nullable=False),
+        pa.field("centroid", pa.list_(pa.float32()), nullable=False),
+        pa.field("as_of", TIMESTAMP, nullable=False),
+        pa.field("created_at", TIMESTAMP, nullable=False),
+    ]
+)
+
+# Which leaf an entity is in. `joined_at` is the groups' `as_of`, or the time of the last event that a later assignment
+# to the frozen groups went by.
+GROUP_MEMBERS = pa.schema(
+    [
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("entity_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("joined_at", TIMESTAMP, nullable=False),
+        pa.field("created_at", TIMESTAMP, nullable=False),
+    ]
+)
+
+# What users and later items are assigned by: the features of the items that a clustering saw.
+ITEM_FACTORS = pa.schema(
+    [
+        pa.field("generation", pa.int32(), nullable=False),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
     ]
 )
 
@@ -162,13 +206,15 @@ def _features(entity: str, extra: list[pa.Field]) -> pa.Schema:
             pa.field("prompt_version", pa.string()),
             pa.field("encoder_id", pa.string()),
             pa.field("adapter_version", pa.string(), nullable=False),
+            pa.field("texts_digest", pa.string()),
             pa.field("snapshot_id", pa.string(), nullable=False),
         ]
     )
 
 
 # `augment` is null exactly where rung is `none`. `valid_from` is exclusive in the join: it must be < the event's ts.
-# `source_digest` is the partition's digest for users and the item version's digest for items.
+# `source_digest` is the partition's digest for users and the item version's digest for items; `texts_digest` names all
+# texts that the vector was made of.
 USER_FEATURES = _features("user_id", [pa.field("partition_no", pa.int32(), nullable=False)])
 ITEM_FEATURES = _features("item_id", [])
 

@@ -58,11 +58,21 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def parquet_view(con: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema) -> None:
-    """A temporary view `name` over `files`, or an empty one with the columns of `schema` when there are none."""
-    if files:
-        _viewed[con].extend(files)
-        listing = ", ".join(quote(str(file)) for file in files)
-        con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM read_parquet([{listing}])")
-    else:
+def parquet_view(
+    con: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema, *, grown: bool = False
+) -> None:
+    """A temporary view `name` over `files`, or an empty one with the columns of `schema` when there are none.
+
+    `grown` says that the schema has gained columns: files of an older Lorestream may lack some, which are null then.
+    """
+    if not files:
         con.register(name, schema.empty_table())
+        return
+    _viewed[con].extend(files)
+    listing = ", ".join(quote(str(file)) for file in files)
+    if grown:
+        con.register(f"{name}_columns", schema.empty_table())
+        source = f"read_parquet([{listing}], union_by_name = true) UNION ALL BY NAME FROM {name}_columns"
+    else:
+        source = f"read_parquet([{listing}])"
+    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {source}")

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from warehouse.answers import answers_view
 from warehouse.inputs import REJECTED
 from warehouse.ledger import Ledger, existing_ledger
-from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, KNOWLEDGE, PARTITIONS, REQUESTS
+from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, PARTITIONS, REQUESTS
 from warehouse.snapshot import read_manifest
 from warehouse.sql import connect, parquet_view
 
 
 def warehouse_status(root: Path) -> dict[str, object]:
     """Counts of everything stored under `root`; `users` and `items` are distinct ids, `requests_pending` unpaid calls.
+
+    `knowledge` counts answered calls, `tokens_in` and `tokens_out` all their attempts.
 
     Raises WarehouseNotFound where there is no warehouse.
     """
@@ -26,7 +29,7 @@ def warehouse_status(root: Path) -> dict[str, object]:
             "rejected": REJECTED,
         }.items():
             parquet_view(con, name, ledger.files(name), schema)
-        parquet_view(con, "knowledge", sorted((root / "knowledge").glob("[!.]*.parquet")), KNOWLEDGE)
+        answers_view(con, sorted((root / "knowledge").glob("[!.]*.parquet")))
         counts = con.sql(
             """
             SELECT (SELECT count(*) FROM behaviours) AS events,
@@ -34,14 +37,15 @@ def warehouse_status(root: Path) -> dict[str, object]:
                    (SELECT count(DISTINCT item_id) FROM items) AS items,
                    (SELECT count(*) FROM partitions) AS partitions,
                    (SELECT count(DISTINCT request_key) FROM requests
-                    WHERE request_key NOT IN (SELECT request_key FROM knowledge)) AS requests_pending,
-                   (SELECT count(*) FROM knowledge) AS knowledge,
-                   (SELECT coalesce(sum(tokens_in), 0)::BIGINT FROM knowledge) AS tokens_in,
-                   (SELECT coalesce(sum(tokens_out), 0)::BIGINT FROM knowledge) AS tokens_out,
+                    WHERE request_key NOT IN (SELECT request_key FROM answers)) AS requests_pending,
+                   (SELECT count(*) FROM answers) AS knowledge,
+                   (SELECT count(*) FROM stored_knowledge WHERE attempt > 0) AS second_attempts,
+                   (SELECT coalesce(sum(tokens_in), 0)::BIGINT FROM stored_knowledge) AS tokens_in,
+                   (SELECT coalesce(sum(tokens_out), 0)::BIGINT FROM stored_knowledge) AS tokens_out,
                    (SELECT count(*) FROM rejected) AS rejected
             """
         ).to_arrow_table()
-        statuses = con.execute("SELECT status, count(*) FROM knowledge GROUP BY status ORDER BY status").fetchall()
+        statuses = con.execute("SELECT status, count(*) FROM answers GROUP BY status ORDER BY status").fetchall()
     result: dict[str, object] = dict(counts.to_pylist()[0])
     result["knowledge_by_status"] = dict(statuses)
     result["pool"] = _last(ledger, "pool", ("digest", "texts", "tokens", "bytes_per_token"))

@@ -11,11 +11,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One call to make. `group` names the retrieval pool that may draft for it (None: no preference)."""
+    """One call to make. `group` names the retrieval pool that may draft for it (None: no preference).
+
+    `attempt` above 0 asks again after an answer that was no use, with the sampling of `sampling_of_attempt`.
+    """
 
     request_key: str
     prompt: str
     group: str | None = None
+    attempt: int = 0
+
+
+# Warm enough that a greedy answer which ran into a loop leaves it, cool enough to keep to the question.
+_RETRY_TEMPERATURE = 0.7
+
+
+def sampling_of_attempt(temperature: float, seed: int, attempt: int) -> tuple[float, int]:
+    """The temperature and seed of an attempt; attempt 0 is as configured.
+
+    A greedy answer would come out the same again, so a later attempt samples, with the attempt's number as its seed. A
+    sampled one gets half the temperature, where models stray less, and another seed. Attempts share the request's key:
+    they are tries at one call, and which of them gave the text is stored with it.
+    """
+    if attempt == 0:
+        return temperature, seed
+    if temperature == 0.0:
+        return _RETRY_TEMPERATURE, attempt
+    return temperature / 2, seed + attempt
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,14 @@ class ModelInfo:
     context_length: int | None
 
 
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """Where a tokenizer's files lie, and the tokens in it that no text may hold."""
+
+    path: Path
+    special_tokens: tuple[str, ...]
+
+
 def describe_model(model: str) -> ModelInfo:
     """What the files of `model`, a folder or a Hugging Face id in the local cache, say about it.
 
@@ -81,11 +89,28 @@ def describe_model(model: str) -> ModelInfo:
             f"`{model}` holds no weights ({', '.join(_WEIGHT_PATTERNS)}). Download the model completely, or name the "
             "folder that holds them."
         )
+    config = read_json(path / "config.json")
+    tokenizer = describe_tokenizer(model)
+    return ModelInfo(
+        name=name,
+        path=path,
+        revision=_revision(path, weights),
+        special_tokens=tokenizer.special_tokens,
+        has_chat_template=_has_chat_template(path, read_json(path / "tokenizer_config.json")),
+        context_length=_context_length(config),
+    )
+
+
+def describe_tokenizer(model: str) -> TokenizerInfo:
+    """What the tokenizer's files of `model`, a folder or a Hugging Face id in the local cache, say about it.
+
+    Raises InputError where there is no such model, or its tokenizer is missing or cannot be used.
+    """
+    _name, path = _locate(model)
     if not any((path / file).is_file() for file in _TOKENIZER_FILES):
         raise InputError(
             f"`{model}` holds no tokenizer ({', '.join(_TOKENIZER_FILES)}). Copy the tokenizer's files into the folder."
         )
-    config = read_json(path / "config.json")
     tokenizer, tokenizer_config = read_json(path / "tokenizer.json"), read_json(path / "tokenizer_config.json")
     if (path / "tokenizer.json").is_file() and not (
         isinstance(tokenizer.get("model"), dict) and isinstance(tokenizer.get("added_tokens"), list)
@@ -94,14 +119,7 @@ def describe_model(model: str) -> ModelInfo:
             f"`{model}` has no usable tokenizer: {path / 'tokenizer.json'} holds no `model` and `added_tokens`. "
             "Download or copy the model again."
         )
-    return ModelInfo(
-        name=name,
-        path=path,
-        revision=_revision(path, weights),
-        special_tokens=_special_tokens(tokenizer, tokenizer_config),
-        has_chat_template=_has_chat_template(path, tokenizer_config),
-        context_length=_context_length(config),
-    )
+    return TokenizerInfo(path, _special_tokens(tokenizer, tokenizer_config))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from augment.engine.base import Completion, Request
+from augment.engine.base import Completion, Request, sampling_of_attempt
 from augment.engine.config import EngineConfig
 from augment.engine.errors import EngineFailed
 from augment.engine.launch import cause_of, killed_by, start_vllm, stop_vllm
@@ -254,11 +254,12 @@ class VllmEngine:
         tokens = self._tokenise(request.prompt)
         if len(tokens) + config.max_new_tokens > self._vllm.model_config.max_model_len:
             return Completion(request.request_key, "", PROMPT_TOO_LONG, tokens_in=len(tokens), tokens_out=0)
+        temperature, seed = sampling_of_attempt(config.temperature, config.seed, request.attempt)
         params = SamplingParams(
-            temperature=config.temperature,
+            temperature=temperature,
             top_p=config.top_p,
             repetition_penalty=config.repetition_penalty,
-            seed=config.seed if config.temperature > 0 else None,
+            seed=seed if temperature > 0 else None,
             max_tokens=config.max_new_tokens,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=None if request.group is None else {GROUP: request.group},

@@ -49,6 +49,7 @@ class _Record:
     limit: int
     group: str | None
     state: Any
+    drafts: bool
     length: int
     pending: int = 0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(5, np.int64))
@@ -98,15 +99,24 @@ class Rows:
     """The batch, row by row: `sync` before anything else in a step, `settle` once its tokens are known."""
 
     def __init__(
-        self, max_rows: int, max_length: int, vocabulary: int, odd_marks: NDArray[np.bool_] | None = None
+        self,
+        max_rows: int,
+        max_length: int,
+        vocabulary: int,
+        odd_marks: NDArray[np.bool_] | None = None,
+        greedy_only: bool = False,
     ) -> None:
-        """`odd_marks` [vocabulary], where given, says which tokens hold an odd number of quotation marks."""
-        self._max_length, self._odd_marks = max_length, odd_marks
+        """`odd_marks` [vocabulary], where given, says which tokens hold an odd number of quotation marks.
+
+        With `greedy_only`, a request that samples has no room for drafts.
+        """
+        self._max_length, self._odd_marks, self._greedy_only = max_length, odd_marks, greedy_only
         self._names: list[str] = []
         self._records: dict[str, _Record] = {}
         self._left: dict[str, Counts] = {}
         self.is_stop = np.zeros(vocabulary, bool)
         self._limit = np.zeros(max_rows, np.int64)
+        self._drafts = np.zeros(max_rows, bool)
         self._prompt = np.zeros(max_rows, np.int64)
         self._length = np.zeros(max_rows, np.int64)
         self._pending = np.zeros(max_rows, np.int64)
@@ -127,7 +137,7 @@ class Rows:
     def room(self, n: int) -> NDArray[np.int64]:
         """How many draft tokens could still become text, for the first `n` rows: the step itself emits one more."""
         left: NDArray[np.int64] = np.maximum(self._limit[:n] - self._length[:n] - 1, 0)
-        return left
+        return left * self._drafts[:n]
 
     def draft(self, lengths: NDArray[np.int64]) -> None:
         """Remember how many tokens were drafted for the next step of the first rows."""
@@ -227,7 +237,7 @@ class Rows:
         record = self._records.get(name)
         if record is None:
             record = self._records[name] = self._new(int(batch.num_prompt_tokens[row]), requests[name])
-        self._prompt[row], self._limit[row] = record.prompt, record.limit
+        self._prompt[row], self._limit[row], self._drafts[row] = record.prompt, record.limit, record.drafts
         self._length[row], self._pending[row] = record.length, record.pending
         self._counts[row] = record.counts
         return Moved(row, record.prompt, record.group)
@@ -238,7 +248,8 @@ class Rows:
         ends = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
         self.is_stop[list(ends)] = True
         group = (params.extra_args or {}).get(GROUP)
-        return _Record(prompt, min(prompt + most, self._max_length), group, state, prompt)
+        drafts = not self._greedy_only or params.temperature == 0
+        return _Record(prompt, min(prompt + most, self._max_length), group, state, drafts, prompt)
 
     def _leave(self, name: str) -> None:
         record = self._records.pop(name)

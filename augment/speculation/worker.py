@@ -57,7 +57,9 @@ class SpeculationWorker:
             return {}
         vocabulary = runner.model_config.get_vocab_size()
         marks = None if odd_marks is None else np.frombuffer(odd_marks, bool).copy()
-        rows = Rows(runner.max_num_reqs, runner.max_model_len, vocabulary, marks)
+        # vLLM 0.32 cannot verify drafts of sampled texts on a CPU (see `augment.engine.launch`).
+        greedy_only = runner.device.type == "cpu"
+        rows = Rows(runner.max_num_reqs, runner.max_model_len, vocabulary, marks, greedy_only)
         loaded = None if pool is None else RetrievalPool.load(Path(pool))
         clock = None
         seconds: dict[int, float] = {}

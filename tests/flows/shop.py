@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augment.engine.scripted import ScriptedEngine
-from augment.plan import Scope
-from flows import pools, stages
+from augment.scope import Scope
+from flows import asking, grouping, pools, stages
 from flows.config import load_config
 from flows.progress import StageProgress
+from flows.run import Run
 from flows.setup import prepare_warehouse
 from warehouse.schemas import BEHAVIOURS
 
@@ -70,22 +71,21 @@ def open_shop(folder: Path, users: int = 4, events_each: int = 6, items: int = 5
 
 def scripted_engine() -> ScriptedEngine:
     def answer(prompt: str) -> str:
-        title = prompt.split('"')[1]
+        title = prompt.split('"')[1] if '"' in prompt else "what is new"
         return f"An answer of {len(prompt)} characters about {title}."
 
     return ScriptedEngine(answer)
 
 
-def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> stages.Run:
+def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> Run:
     """A run without Prefect, its stages in order."""
     config = load_config(config_file)
     prepare_warehouse(config.root)
-    run = stages.Run(config, config.root, scope, scripted or scripted_engine())
+    run = Run(config, config.root, scope, scripted or scripted_engine())
     stages.ingest(run)
     stages.partition(run)
-    stages.plan(run)
-    pools.choose_pool(run)
-    stages.call_engine(run, SILENT)
+    grouping.form_groups(run)
+    asking.ask(run, SILENT, asking.plan, pools.choose_pool, asking.call_engine)
     stages.encode(run, SILENT)
     stages.adapt(run)
     stages.publish(run)

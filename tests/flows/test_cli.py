@@ -152,14 +152,14 @@ def test_overrides_reach_their_section(shop: Path) -> None:
 def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[str]]]:
     """Each table of the configuration file and its keys."""
     fields = {name: field for name, field in model.model_fields.items() if not field.exclude}
-    inner = {
-        name: part
+    inner = [
+        (name, part)
         for name, field in fields.items()
         for part in (field.annotation, *get_args(field.annotation))
         if isinstance(part, type) and issubclass(part, BaseModel)
-    }
-    yield prefix, fields.keys() - inner.keys()
-    for name, part in inner.items():
+    ]
+    yield prefix, fields.keys() - {name for name, _ in inner}
+    for name, part in inner:
         yield from sections(part, f"{prefix}.{name}".lstrip("."))
 
 

@@ -163,11 +163,15 @@ def test_a_prompt_too_long_for_the_context_waits_until_there_is_room(tmp_path: P
     assert (wide.calls, wide.prompts_too_long, wide.rows_by_table) == (1, 0, {"user_features": 1})
 
 
+# Sixty words, none of them twice.
+LONG = " ".join(f"mood{n}" for n in range(60))
+
+
 def test_cut_texts_are_reported_with_the_remedy(tmp_path: Path) -> None:
     shop = open_shop(tmp_path)
     [note] = [
         note
-        for note in run_once(shop, ScriptedEngine(lambda prompt: "word " * 60, max_new_tokens=48)).report.notes
+        for note in run_once(shop, ScriptedEngine(lambda prompt: LONG, max_new_tokens=48)).report.notes
         if "engine.max_new_tokens = 48" in note
     ]
     assert "13 texts were cut" in note
@@ -187,8 +191,7 @@ def test_an_unknown_category_is_refused_before_any_call(tmp_path: Path) -> None:
 def test_a_configuration_that_is_gone_back_to_is_served_again(tmp_path: Path) -> None:
     shop = open_shop(tmp_path)
     movies = shop.read_text()
-    parrot = ScriptedEngine(lambda prompt: prompt)
-    run_once(shop, parrot)
+    run_once(shop, engine := scripted_engine())
     events = pq.read_table(tmp_path / "inputs" / "behaviours.parquet")
 
     def served() -> list[dict[str, object]]:
@@ -197,13 +200,13 @@ def test_a_configuration_that_is_gone_back_to_is_served_again(tmp_path: Path) ->
 
     first = served()
     shop.write_text(movies + "[prompts]\nscenario = 'books'\n")
-    run_once(shop, parrot)
+    run_once(shop, engine)
     assert served() != first
     shop.write_text(movies)
-    back = run_once(shop, parrot).report
+    back = run_once(shop, engine).report
     assert (back.calls, back.rows_by_table) == (0, {"user_features": 8, "item_features": 5})
     assert served() == first
-    assert run_once(shop, parrot).report.rows_published == 0
+    assert run_once(shop, engine).report.rows_published == 0
 
 
 def test_a_feature_row_never_knows_its_own_or_later_events(tmp_path: Path) -> None:

@@ -16,6 +16,10 @@ PIECES = st.lists(
         st.sampled_from(
             [*SPECIAL, *KNOWN_TEMPLATE_TOKENS, "</history>", "<item>", '"', "<|", "|>", "<", ">", "|", "im_end"]
         ),
+        # Parts that hide, join, fold into others, or are taken away themselves.
+        st.sampled_from(
+            ["\u0301", "\u200b", "\ufe0f", "\x1b[", "\x9b", "\uff1c", "\uff5c", "\u00a8", "```", "[MY_", " "]
+        ),
         st.text(max_size=6),
     ),
     max_size=8,
@@ -45,6 +49,33 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     assert clean(once, 80, SPECIAL) == once
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b>Heat</b> & dust", "\u2039b\u203aHeat\u2039/b\u203a & dust"),
+        ("\u2764\ufe0f Heat\u200d\u3164", "\u2764 Heat"),
+        ("\x1b[31mHeat\x1b[0m \x1b]0;x\x07dust", "Heat dust"),
+        ("\u201eHeat\u201d \u00abdust\u00bb", "'Heat' \u00abdust\u00bb"),
+        ("H" + "\u0334" * 9 + "eat", "H" + "\u0334" * 4 + "eat"),
+        ("\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd"),
+        ("[MY\u3000_TOKEN] [MY_<|im_end|>TOKEN]", "[MY _TOKEN] [MY_ TOKEN]"),
+        # Eight levels are taken off whole; of deeper ones the brackets go.
+        ("<|im_" * 10 + "end|>" * 10, "im_ im_ end end"),
+        ("```sql\nHeat```", "'sql Heat'"),
+        ("</liked></turned_down></previous></current></group></catalogue></history></item>Heat", "Heat"),
+        ("\u201c\u201d\u201e\u201f\u275d\u275e\u301d\u301e\u301f\uff02\u02ba\u02ee\u2033\u2036\U0001f676", "'" * 15),
+    ],
+)
+def test_what_is_hidden_goes_and_what_is_readable_stays(text: str, shown: str) -> None:
+    assert clean(text, 100, SPECIAL) == shown
+
+
+def test_only_the_beginning_of_a_very_long_text_is_looked_at() -> None:
+    assert clean("a" * 10**6, 8) == "aaaaaaa\u2026"
+    assert find_template_token(clean("<|im_end|>" * 10**5 + "Heat", 8)) is None
+    assert clean("Heat" + " " * 10**6 + "dust", 8) == "Heat\u2026"
+
+
 @given(st.lists(PIECES, min_size=1, max_size=4))
 def test_a_history_has_one_line_and_as_many_quotes_as_titles_need(titles: list[str]) -> None:
     writer = PromptWriter(load_scenario("movies"), SPECIAL)
@@ -58,7 +89,21 @@ def test_a_history_has_one_line_and_as_many_quotes_as_titles_need(titles: list[s
     assert body.count('"') == 2 * len(kept)
 
 
-@pytest.mark.parametrize("token", [*SPECIAL, *KNOWN_TEMPLATE_TOKENS, "<|eot_id|>", "<\uff5cbegin\uff5c>"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        *SPECIAL,
+        *KNOWN_TEMPLATE_TOKENS,
+        "<|eot_id|>",
+        "<\uff5cbegin\uff5c>",
+        "<\u200b|im_start|>",
+        "[|user|]",
+        "<reserved_106>",
+        "<extra_id_1>",
+        "<unused7>",
+        "</seed:think>",
+    ],
+)
 def test_tokens_are_found_in_the_middle_of_a_title(token: str) -> None:
     assert find_template_token(f"The {token} Affair", SPECIAL) is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from augment.engine.base import Completion, Request
+from augment.engine.base import Completion, Request, sampling_of_attempt
 from augment.engine.launch import start_vllm
 from augment.engine.vllm import EngineConfig, VllmEngine
 from augment.speculation.config import SpeculationConfig, UnsupportedVllm, check_vllm
@@ -247,6 +247,28 @@ def test_sampling_on_a_cpu_drafts_nothing_and_says_so(caplog: pytest.LogCaptureF
     assert ["drafting is off" in record.message for record in caplog.records if "temperature" in record.message] == [
         True
     ]
+
+
+@on_vllm
+@pytest.mark.slow
+def test_a_second_attempt_is_sampled_as_without_drafts() -> None:
+    """Among greedy requests that draft, one that samples gives what an engine gives that only samples."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("on this device vLLM verifies rightly when sampling")
+    temperature, seed = sampling_of_attempt(0.0, 0, 1)
+    prompts = [f"Tell me about film number {i}." for i in range(4)]
+    plain = in_process(VllmEngine(config(1, temperature=temperature, seed=seed), speculation=None))
+    expected = {key: c.text for key, c in texts(plain, [Request(p, p) for p in prompts]).items()}
+    plain.close()
+    engine = in_process(VllmEngine(config(1), speculation=SpeculationConfig()))
+    greedy = texts(engine, [Request(p, p) for p in prompts])
+    again = texts(engine, [Request(p, p, attempt=1) for p in prompts])
+    engine.close()
+    assert {key: c.text for key, c in again.items()} == expected
+    assert [c.drafted for c in again.values()] == [0] * 4
+    assert {key: c.text for key, c in greedy.items()} != expected
 
 
 @on_vllm

@@ -293,6 +293,30 @@ def test_quotations_are_followed_through_a_text() -> None:
         assert rows.in_quotes[0] == inside, length
 
 
+@pytest.mark.parametrize(("greedy_only", "room"), [(True, [17, 0]), (False, [17, 17])])
+def test_a_request_that_samples_has_no_room_for_drafts_where_they_cannot_be_verified(
+    greedy_only: bool, room: list[int]
+) -> None:
+    rows = Rows(ROWS, LENGTH, VOCABULARY, greedy_only=greedy_only)
+    states = {
+        name: SimpleNamespace(
+            output_token_ids=[],
+            sampling_params=SimpleNamespace(
+                max_tokens=20,
+                ignore_eos=True,
+                stop_token_ids=[],
+                all_stop_token_ids=set(),
+                extra_args=None,
+                temperature=temperature,
+            ),
+        )
+        for name, temperature in (("greedy-1", 0.0), ("again-1", 0.7))
+    }
+    rows.sync(SimpleNamespace(req_ids=["greedy-1", "again-1"], num_prompt_tokens=np.array([2, 2])), states)
+    rows.settle(np.full((ROWS, LENGTH), 11, np.int32), np.array([4, 4]), None)
+    assert rows.room(2).tolist() == room
+
+
 def busy_clock() -> StepClock:
     """A machine on which every token costs the same: drafts cannot pay."""
     return StepClock(StepTable((1, 2), (0.01, 0.02)), most=64)

@@ -1,0 +1,237 @@
+"""The stages that decide what the LLM is asked and ask it: groups, plan, calls; and the forecast of a dry run."""
+
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import count
+from typing import cast
+
+import pyarrow as pa
+
+from adapters.training import check_category
+from augment.budget import Meter, read_spending
+from augment.engine.base import DraftingEngine
+from augment.engine.config import OpenAIConfig
+from augment.forecast import expected_tokens, forecast_calls
+from augment.generate import GenerationReport, generate
+from augment.pending import Choice, choose
+from augment.plan import later_calls, plan_requests
+from augment.quality.status import Status
+from flows.progress import StageProgress
+from flows.run import Run
+from prompts.lint import check_scenario
+from warehouse.names import attribute_columns
+from warehouse.schemas import ITEM_VERSIONS, USER_VERSIONS
+
+log = logging.getLogger("lorestream")
+
+
+def ask(
+    run: Run,
+    progress: StageProgress,
+    plan: Callable[[Run, int], int],
+    choose_pool: Callable[[Run], None],
+    call_engine: Callable[[Run, StageProgress], None],
+) -> None:
+    """Plan and make calls, wave by wave: after the first, what builds on the answers of the one before.
+
+    The steps are parameters, so that a flow can make tasks of them.
+    """
+    for wave in count():
+        planned = plan(run, wave)
+        if wave and not planned:
+            return
+        if not wave:
+            choose_pool(run)
+        call_engine(run, progress)
+        if not run.config.knowledge.waves:
+            return
+
+
+def plan(run: Run, wave: int = 0) -> int:
+    """Write down the calls that are missing and can be asked now; how many these are.
+
+    Waves after the first ask what builds on answers. Raises ConfigError when `labels.category` names no item attribute.
+    """
+    with run.timed("plan"):
+        # Read again when the adapter is fitted, after all calls were paid for: refused before them.
+        check_category(run.ledger.files("items"), run.config.labels.category)
+        _lint(run)
+        file = run.file("requests", f"{wave:03d}" if wave else "")
+        made = plan_requests(
+            run.planning_sources,
+            run.writer,
+            run.identity,
+            run.wishes,
+            run.scope,
+            run.clock(),
+            file,
+            first_wave=wave == 0,
+        )
+        if made.calls:
+            run.ledger.commit("plan", add={"requests": [file]}, stats={"calls": made.planned}, now=run.clock())
+        if made.untitled_partitions and not wave:
+            run.report.notes.append(
+                f"{made.untitled_partitions} partitions wait: none of their items stands in the catalogue with a title"
+                + (" and was liked" if run.config.prompts.feedback == "liked" else "")
+            )
+        if made.untitled_items and not wave:
+            run.report.notes.append(f"{made.untitled_items} items have a title with nothing to ask about")
+    return made.calls
+
+
+def _lint(run: Run) -> None:
+    """Raise ConfigError for a scenario that is another domain's, or names columns that the inputs do not have."""
+    columns = attribute_columns(run.ledger.files("items"), ITEM_VERSIONS)
+    user_columns = attribute_columns(run.ledger.files("users"), USER_VERSIONS)
+    # Before there is a catalogue nothing can be said of its columns.
+    if run.ledger.files("items"):
+        check_scenario(run.writer.scenario, columns, user_columns, f"the scenario {run.config.scenario}")
+
+
+def call_engine(run: Run, progress: StageProgress) -> None:
+    """Make the pending calls that the budget allows and store their texts. The model is loaded only for a call."""
+    config = run.config
+    pending = run.pending
+    if not pending.num_rows:
+        return
+    meter = Meter(run.root, config.budget, run.clock(), config.engine.max_new_tokens)
+    choice = choose_calls(run, pending, meter)
+    if not choice.granted.num_rows:
+        _note_waiting(run, choice.waiting.num_rows, meter.period)
+        return
+    log.info("%d calls to %s", choice.granted.num_rows, run.engine.model)
+    with run.timed("generate"):
+        made = generate(
+            choice.granted,
+            run.engine,
+            run.root / "knowledge",
+            # A retried task is a new attempt of the same run and must not write over its segments.
+            f"{run.name}-{secrets.token_hex(2)}",
+            config.segments,
+            run.clock,
+            meter=meter,
+            gate=run.gate,
+            progress=lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
+        )
+    _count(run, made)
+    _note_waiting(run, made.waiting + choice.waiting.num_rows, meter.period)
+
+
+def choose_calls(run: Run, pending: pa.Table, meter: Meter) -> Choice:
+    """Which of the pending calls the budget is expected to pay for."""
+    config = run.config
+    tokens = expected_tokens(
+        run.ledger.files("requests"),
+        run.knowledge_files,
+        run.identity.engine_id,
+        config.engine.max_new_tokens,
+        set(pending.column("kind").to_pylist()) | set(config.knowledge.kinds),
+    )
+    return choose(pending, config.knowledge.waves, tokens, meter.calls_left, meter.tokens_left)
+
+
+def _count(run: Run, made: GenerationReport) -> None:
+    """Add one generation to the run's report, which may hold several waves."""
+    report, max_new_tokens = run.report, run.config.engine.max_new_tokens
+    if made.calls:
+        if isinstance(run.engine, DraftingEngine):
+            report.speculation = run.engine.speculation_summary()
+        stats = {**asdict(made), "speculation": report.speculation}
+        run.ledger.commit("generate", add={}, stats=stats, now=run.clock())
+    seconds = report.tokens_out / report.tokens_per_s if report.tokens_per_s else 0.0
+    seconds += made.tokens_out / made.tokens_per_s if made.tokens_per_s else 0.0
+    report.calls += made.calls
+    report.retries += made.retries
+    report.retries_mended += made.mended
+    report.calls_by_kind = dict(Counter(report.calls_by_kind) + Counter(made.calls_by_kind))
+    report.texts_by_status = dict(Counter(report.texts_by_status) + Counter(made.statuses))
+    report.tokens_in += made.tokens_in
+    report.tokens_out += made.tokens_out
+    report.tokens_per_s = round(report.tokens_out / seconds, 1) if seconds else 0.0
+    report.prompts_too_long += made.too_long
+    if made.too_long:
+        larger = "Raise engine.max_model_len or engine.kv_cache_gib"
+        if isinstance(run.config.engine, OpenAIConfig):
+            larger = "Start the server with a larger context"
+        report.notes.append(
+            f"{made.too_long} prompts do not fit the engine's context and wait: the longest needs "
+            f"{made.longest_prompt + max_new_tokens} tokens ({made.longest_prompt} and {max_new_tokens} for its "
+            f"answer). {larger}, lower engine.max_new_tokens, or shorten the prompts in the scenario"
+        )
+    unusable = {status: count for status, count in made.statuses.items() if status != Status.OK}
+    if unusable:
+        reasons = ", ".join(f"{status} {count}" for status, count in unusable.items())
+        report.notes.append(
+            f"{sum(unusable.values())} of {sum(made.statuses.values())} texts are kept but not used ({reasons}); "
+            "`lorestream quality` shows samples"
+        )
+    if made.statuses.get(Status.TRUNCATED):
+        report.notes.append(
+            f"{made.statuses[Status.TRUNCATED]} texts were cut at engine.max_new_tokens = {max_new_tokens}. Raise it "
+            "for whole ones; as it is a part of every call, all calls are then made anew"
+        )
+
+
+def _note_waiting(run: Run, calls: int, period: str) -> None:
+    run.report.calls_waiting = calls
+    notes = [note for note in run.report.notes if " calls wait for the next period" not in note]
+    if calls:
+        notes.append(
+            f"{calls} calls wait for the next period: the budget of {period} is spent. `lorestream run --dry-run` "
+            "shows who comes next"
+        )
+    run.report.notes[:] = notes
+
+
+def forecast(run: Run) -> dict[str, object]:
+    """What a run would go on to do: calls and tokens per kind, who is paid for and who waits, and the time it takes at
+    the last run's rate."""
+    config, pending = run.config, run.pending
+    requests, knowledge, identity = run.ledger.files("requests"), run.knowledge_files, run.identity.engine_id
+    meter = Meter(run.root, config.budget, run.clock(), config.engine.max_new_tokens)
+    choice = choose_calls(run, pending, meter)
+    kinds = forecast_calls(
+        choice.granted,
+        requests,
+        knowledge,
+        identity,
+        None if run.tokenizer is None else run.tokenizer.path,
+        config.engine.max_new_tokens,
+    )
+    rates = [commit.stats["tokens_per_s"] for commit in run.ledger.commits() if commit.kind == "generate"]
+    tokens_out = sum(kind.tokens_out for kind in kinds.values())
+    return {
+        "dry_run": True,
+        "warehouse": str(config.root),
+        "events": run.report.events,
+        "partitions": run.report.partitions,
+        "calls": choice.granted.num_rows,
+        "tokens_in": sum(kind.tokens_in for kind in kinds.values()),
+        "tokens_out": tokens_out,
+        "planned": {kind: asdict(cost) for kind, cost in kinds.items()},
+        "later_waves": later_calls(run.planning_sources, run.identity, run.prompt_versions, run.wishes, run.scope),
+        "budget": _budget(run, choice),
+        "estimated_seconds": round(tokens_out / cast(float, rates[-1]), 1) if rates and rates[-1] else None,
+        "notes": run.report.notes,
+    }
+
+
+def _budget(run: Run, choice: Choice) -> dict[str, object]:
+    """The period's budget, what it has spent, and who is the last to be paid for."""
+    budget = run.config.budget
+    if not budget.limited:
+        return {}
+    period = budget.period_of(run.clock())
+    spent = read_spending(run.root, period).closed()
+    return {
+        "period": period,
+        "max_calls": budget.max_calls,
+        "max_output_tokens": budget.max_output_tokens,
+        "spent_calls": spent.calls,
+        "spent_output_tokens": spent.tokens,
+        "waiting": choice.waiting.num_rows,
+        **choice.explained(),
+    }
