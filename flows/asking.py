@@ -33,7 +33,7 @@ def ask(
     progress: StageProgress,
     plan: Callable[[Run, int], int],
     choose_pool: Callable[[Run], None],
-    call_engine: Callable[[Run, StageProgress], None],
+    call_engine: Callable[[Run, StageProgress], int],
 ) -> None:
     """Plan and make calls, wave by wave: after the first, what builds on the answers of the one before.
 
@@ -41,12 +41,11 @@ def ask(
     """
     for wave in count():
         planned = plan(run, wave)
-        if wave and not planned:
-            return
         if not wave:
             choose_pool(run)
-        call_engine(run, progress)
-        if not run.config.knowledge.waves:
+        # What one wave leaves of the budget goes to those who were left waiting.
+        made = call_engine(run, progress)
+        if not (run.config.knowledge.waves and (planned or made)):
             return
 
 
@@ -91,17 +90,20 @@ def _lint(run: Run) -> None:
         check_scenario(run.writer.scenario, columns, user_columns, f"the scenario {run.config.scenario}")
 
 
-def call_engine(run: Run, progress: StageProgress) -> None:
-    """Make the pending calls that the budget allows and store their texts. The model is loaded only for a call."""
+def call_engine(run: Run, progress: StageProgress) -> int:
+    """Make the pending calls that the budget allows and store their texts; how many were answered.
+
+    The model is loaded only for a call.
+    """
     config = run.config
     pending = run.pending
     if not pending.num_rows:
-        return
+        return 0
     meter = Meter(run.root, config.budget, run.clock(), config.engine.max_new_tokens)
     choice = choose_calls(run, pending, meter)
     if not choice.granted.num_rows:
         _note_waiting(run, choice.waiting.num_rows, meter.period)
-        return
+        return 0
     log.info("%d calls to %s", choice.granted.num_rows, run.engine.model)
     with run.timed("generate"):
         made = generate(
@@ -118,6 +120,7 @@ def call_engine(run: Run, progress: StageProgress) -> None:
         )
     _count(run, made)
     _note_waiting(run, made.waiting + choice.waiting.num_rows, meter.period)
+    return made.calls
 
 
 def choose_calls(run: Run, pending: pa.Table, meter: Meter) -> Choice:

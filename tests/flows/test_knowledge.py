@@ -1,0 +1,254 @@
+"""The repertoire in whole runs: cascades, groups, budgets, the ladder, the gate, and texts from elsewhere."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import lorestream
+from augment.engine.errors import EngineFailed
+from augment.engine.scripted import ScriptedEngine
+from flows import grouping, stages
+from flows.asking import forecast, plan
+from flows.cli import call
+from flows.config import load_config
+from flows.interchange import export_requests, import_knowledge
+from flows.quality import quality_report
+from flows.run import Run
+from flows.setup import prepare_warehouse
+from tests.flows.shop import event, open_shop, run_once, scripted_engine, write_events
+from warehouse.errors import ConfigError, InputError
+from warehouse.ledger import Ledger
+from warehouse.schemas import KNOWLEDGE, REQUESTS
+from warehouse.store import read_table
+
+GROUPS = "[groups]\nmin_size = 1\nmax_users = 2\nmax_items = 2\nfeatures = 'cooccurrence'\n"
+
+
+def shop_with(folder: Path, settings: str, users: int = 3, events_each: int = 9) -> Path:
+    """Partitions of 2, 3 and 3 events for each user."""
+    folder.mkdir(exist_ok=True)
+    shop = open_shop(folder, users=users, events_each=events_each, items=9)
+    shop.write_text(shop.read_text() + settings)
+    prepare_warehouse(load_config(shop).root)
+    return shop
+
+
+def asked(shop: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = read_table(Ledger(load_config(shop).root).files("requests"), REQUESTS).to_pylist()
+    return rows
+
+
+def answered(shop: Path) -> list[str]:
+    files = sorted((load_config(shop).root / "knowledge").glob("*.parquet"))
+    keys: list[str] = read_table(files, KNOWLEDGE).column("request_key").to_pylist()
+    return keys
+
+
+def rungs(shop: Path, table: str) -> Counter[str]:
+    return Counter(lorestream.open(load_config(shop).root).table(table).to_arrow().column("rung").to_pylist())
+
+
+@pytest.mark.parametrize("cascade", ["shift", "summary"])
+def test_a_cascade_asks_for_every_step_once_and_after_new_events_for_the_new_ones_only(
+    tmp_path: Path, cascade: str
+) -> None:
+    shop = shop_with(tmp_path, f"[knowledge]\ncascade = '{cascade}'\n")
+    run_once(shop)
+    by_step = Counter((row["kind"], row["partition_no"]) for row in asked(shop))
+    assert by_step == {
+        **{("user_summary", number): 3 for number in range(3)},
+        **{("user_shift", number): 3 for number in (1, 2)},
+        ("item_facts", None): 9,
+    }
+    assert run_once(shop).report.calls == 0
+    write_events(tmp_path, "-later", [event(1, n, 50 + n) for n in range(3)])
+    assert run_once(shop).report.calls_by_kind == {"user_summary": 1, "user_shift": 1}
+
+
+def test_a_summary_is_conditioned_on_the_one_before_it_only_where_asked_for(tmp_path: Path) -> None:
+    for cascade, shows in (("shift", False), ("summary", True)):
+        shop = shop_with(tmp_path / cascade, f"[knowledge]\ncascade = '{cascade}'\n", users=1)
+        run_once(shop)
+        second = next(r for r in asked(shop) if r["kind"] == "user_summary" and r["partition_no"] == 1)
+        assert ("An answer of" in str(second["prompt"])) == shows
+        shift = next(r for r in asked(shop) if r["kind"] == "user_shift" and r["partition_no"] == 1)
+        assert str(shift["prompt"]).count("An answer of") == 2
+
+
+@pytest.mark.parametrize("cascade", ["shift", "summary"])
+def test_an_interrupted_wave_goes_on_to_the_same_knowledge(tmp_path: Path, cascade: str) -> None:
+    settings = f"[knowledge]\ncascade = '{cascade}'\n[segments]\nrows = 1\n"
+    whole, broken = shop_with(tmp_path / "a", settings), shop_with(tmp_path / "b", settings)
+    run_once(whole)
+    for failures in (3, 5):
+        with pytest.raises(EngineFailed):
+            run_once(broken, ScriptedEngine(lambda p: f"A view of {len(p)} things.", fail_after=failures))
+    run_once(broken, scripted_engine())
+    run_once(whole)
+    steps = [Counter((r["kind"], r["entity_id"], r["partition_no"]) for r in asked(shop)) for shop in (whole, broken)]
+    assert steps[0] == steps[1]
+    keys = answered(broken)
+    assert len(keys) == len(set(keys))
+    assert run_once(broken).report.calls == 0
+
+
+def test_with_groups_alone_everybody_has_a_row_and_nobody_an_own_call(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n" + GROUPS)
+    report = run_once(shop).report
+    assert set(report.calls_by_kind) == {"group_likes", "group_items"}
+    assert rungs(shop, "user_features") == {"none": 3, "group": 3}
+    assert rungs(shop, "item_features") == {"none": 9, "group": 9}
+    # What a group knows holds only after all that its clustering saw.
+    newest = max(row["ts"] for row in pq.read_table(tmp_path / "inputs" / "behaviours.parquet").to_pylist())
+    rows = lorestream.open(tmp_path / "warehouse").table("user_features").to_arrow().to_pylist()
+    assert {row["valid_from"] for row in rows if row["rung"] == "group"} == {newest}
+    # Somebody new joins a group without a call.
+    write_events(tmp_path, "-later", [event(7, n, 60 + n) for n in range(2)])
+    assert run_once(shop).report.calls == 0
+    assert rungs(shop, "user_features")["group"] == 4
+
+
+def test_a_budget_holds_over_runs_of_a_period_and_everybody_has_a_rung(tmp_path: Path) -> None:
+    shop = shop_with(
+        tmp_path,
+        "[knowledge]\nmode = 'mixed'\ncascade = 'shift'\n[budget]\nmax_calls = 16\n[segments]\nrows = 1\n" + GROUPS,
+    )
+    engines = [
+        ScriptedEngine(lambda p: f"A view of {len(p)} things.", fail_after=5),
+        scripted_engine(),
+        scripted_engine(),
+    ]
+    with pytest.raises(EngineFailed):
+        run_once(shop, engines[0])
+    report = run_once(shop, engines[1]).report
+    assert run_once(shop, engines[2]).report.calls == 0
+    assert sum(engine.calls for engine in engines) <= 16
+    assert report.calls_waiting > 0
+    assert any("wait for the next period" in note for note in report.notes)
+    users = lorestream.open(tmp_path / "warehouse").table("user_features").to_arrow()
+    items = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow()
+    assert set(users.column("user_id").to_pylist()) == {"u0", "u1", "u2"}
+    assert set(items.column("item_id").to_pylist()) == {f"i{n}" for n in range(9)}
+    assert "group" in set(items.column("rung").to_pylist())
+
+
+def test_the_forecast_says_who_is_paid_for_and_who_is_first_to_wait(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[budget]\nmax_calls = 4\ntraffic_days = 1000.0\n")
+    run = _prepared(shop)
+    plan(run)
+    budget = forecast(run)["budget"]
+    assert isinstance(budget, dict)
+    assert (budget["waiting"], budget["spent_calls"]) == (14, 0)
+    # Users met nine items each, items three users each: a user's call serves more joins.
+    assert budget["kinds"] == {
+        "item_facts": {"granted": 0, "waiting": 9},
+        "user_summary": {"granted": 4, "waiting": 5},
+    }
+    assert (budget["last_granted"]["traffic"], budget["first_waiting"]["traffic"]) == (10.0, 10.0)
+
+
+def test_where_the_model_is_unsure_comes_first(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[budget]\nmax_calls = 3\nscores = 'scores.csv'\n")
+    scores = ["entity,id,score", *(f"user,u{n},{p}" for n, p in ((0, 0.01), (1, 0.5), (2, 0.99)))]
+    (tmp_path / "scores.csv").write_text("\n".join([*scores, *(f"item,i{n},0.0" for n in range(9))]))
+    run = _prepared(shop)
+    plan(run)
+    assert run.pending.column("entity_id").to_pylist()[:3] == ["u1"] * 3
+    (tmp_path / "scores.csv").write_text("entity,id,score\nuser,u1,1.5\n")
+    with pytest.raises(InputError, match=r"id 'u1', score 1\.5"):
+        _ = run.pending
+
+
+def test_a_text_that_is_no_use_is_asked_for_once_more_and_both_attempts_are_kept(tmp_path: Path) -> None:
+    class Moody(ScriptedEngine):
+        def _complete(self, request):  # type: ignore[no-untyped-def]
+            completion = super()._complete(request)
+            if request.attempt or "item" not in request.prompt:
+                return completion
+            return type(completion)(**{**vars(completion), "text": "loop " * 90})
+
+    shop = shop_with(tmp_path, "", users=1, events_each=2)
+    run = run_once(shop, Moody(lambda prompt: f"A fine answer of {len(prompt)} things.", max_new_tokens=200))
+    report = run.report
+    assert (report.calls, report.retries, report.retries_mended, report.texts_by_status) == (10, 9, 9, {"ok": 10})
+    found = quality_report(load_config(shop), 1)
+    assert (found["texts"], found["mended_by_a_second_attempt"], found["by_status"]) == (10, 9, {"ok": 10})
+    stored = read_table(run.knowledge_files, KNOWLEDGE).to_pylist()
+    assert Counter((row["attempt"], row["status"]) for row in stored) == {
+        (0, "ok"): 1,
+        (0, "repetitive"): 9,
+        (1, "ok"): 9,
+    }
+    assert "above quality.max_" in next(row["reason"] for row in stored if row["status"] == "repetitive")
+
+
+def test_imported_texts_take_the_place_of_calls(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "")
+    ids = [f"i{n}" for n in range(9)]
+    texts = [f"What critics say of lamp {i} is kind." for i in ids[:-1]] + [""]
+    pq.write_table(pa.table({"item_id": ids, "text": texts, "model": ["elsewhere"] * 9}), tmp_path / "texts.parquet")
+    found = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
+    assert (found["accepted"], found["rejected_by_reason"]) == (8, {"empty_text": 1})
+    again = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
+    assert (again["accepted"], again["unchanged"]) == (8, 8)
+    assert run_once(shop).report.calls_by_kind == {"user_summary": 9, "item_facts": 1}
+    rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
+    assert Counter(row["model"].startswith("elsewhere") for row in rows) == {True: 8, False: 1}
+
+
+def test_a_batch_that_was_answered_elsewhere_comes_back_as_the_engines_own(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "", users=1, events_each=2)
+    made = export_requests(load_config(shop), tmp_path / "batch.jsonl")
+    assert made["requests"] == 10
+    with (tmp_path / "results.jsonl").open("w") as out:
+        for line in (tmp_path / "batch.jsonl").read_text().splitlines():
+            message = {"role": "assistant", "content": "A calm and curious taste in lamps."}
+            body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"completion_tokens": 9}}
+            response = {"status_code": 200, "body": body}
+            out.write(json.dumps({"custom_id": json.loads(line)["custom_id"], "response": response}) + "\n")
+    found = import_knowledge(load_config(shop), tmp_path / "results.jsonl", None, None, None)
+    assert (found["accepted"], found["rejected"]) == (10, 0)
+    config = load_config(shop)
+    run = Run(config, config.root)
+    plan(run)
+    assert not run.pending.num_rows
+
+
+def test_groups_made_by_another_recipe_take_in_nobody(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n" + GROUPS)
+    run_once(shop)
+    shop.write_text(shop.read_text() + "rank = 3\n")
+    with pytest.raises(ConfigError, match="lorestream groups build"):
+        run_once(shop)
+    assert call(["groups", "build", "--json", "--config", str(shop)]) == 0
+    # The same users and items are alike as before, and were asked about.
+    assert run_once(shop).report.calls == 0
+    assert call(["groups", "stats", "--json", "--config", str(shop)]) == 0
+
+
+def test_a_scenario_of_another_domain_is_refused_before_any_call(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[prompts]\nscenario = 'mine.toml'\n")
+    words = "name = 'mine'\nnoun = 'book'\nnoun_plural = 'books'\nconsumed = 'read'\n"
+    factors = "user_factors = ['genre', 'soundtrack']\nitem_factors = ['genre', 'soundtrack']\n"
+    (tmp_path / "mine.toml").write_text(words + factors)
+    with pytest.raises(ConfigError, match="soundtrack"):
+        run_once(shop)
+    (tmp_path / "mine.toml").write_text(
+        words + factors.replace("soundtrack", "author") + "[item_fields]\nisbn = 'ISBN'\n"
+    )
+    with pytest.raises(ConfigError, match="isbn"):
+        run_once(shop)
+
+
+def _prepared(shop: Path) -> Run:
+    """A run whose events are partitioned and whose calls are planned by nobody yet."""
+    config = load_config(shop)
+    run = Run(config, config.root)
+    stages.ingest(run)
+    stages.partition(run)
+    grouping.form_groups(run)
+    return run
