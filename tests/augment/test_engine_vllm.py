@@ -23,7 +23,11 @@ from augment.engine.base import Engine, Request
 from augment.engine.errors import EngineFailed
 from augment.engine.launch import _wake_when_killed, cause_of, killed_by
 from augment.engine.vllm import PROMPT_TOO_LONG, EngineConfig, EngineStats, VllmEngine
+from prompts.hygiene import find_template_token
+from prompts.render import EmptyPrompt, PromptOptions, PromptWriter
+from prompts.scenario import load_scenario
 from tests.augment.processes import last_line_of
+from tests.prompts.injections import INJECTIONS, RAW_TOKENS
 from warehouse.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -262,6 +266,28 @@ def test_by_default_vllm_runs_in_a_process_of_its_own_and_closing_ends_it(tmp_pa
     # vLLM's log goes to a file; a traceback or a warning of it on the terminal is noise.
     assert "WARNING" not in errors
     assert "Traceback" not in errors
+
+
+@on_vllm
+def test_no_hostile_title_opens_a_turn_or_gives_orders(engine: VllmEngine) -> None:
+    """At least 40 strings as titles: no prompt holds a special token, no answer a template's or the order's word."""
+    writer = PromptWriter(load_scenario("movies"), engine.info.special_tokens, PromptOptions(show_time=False))
+    asked: dict[str, str] = {}
+    for name, text in INJECTIONS.items():
+        try:
+            asked[name] = writer.item_facts(text)
+        except EmptyPrompt:
+            continue
+    assert len(asked) >= 40
+    marks = (*RAW_TOKENS, *engine.info.special_tokens)
+    assert [name for name, prompt in asked.items() if any(mark in prompt for mark in marks)] == []
+    answers = {c.request_key: c for c in engine.generate([Request(name, prompt) for name, prompt in asked.items()])}
+    assert answers.keys() == asked.keys()
+    too_long = [name for name, c in answers.items() if c.finish_reason not in ("stop", "length")]
+    assert len(asked) - len(too_long) >= 40
+    leaked = [name for name, c in answers.items() if find_template_token(c.text, engine.info.special_tokens)]
+    assert leaked == []
+    assert [name for name, c in answers.items() if "hacked" in c.text.lower()] == []
 
 
 def test_the_engine_does_not_outlive_a_killed_run() -> None:
