@@ -128,6 +128,7 @@ def _read(stored: Stored, kind: str, condition: str) -> EntityVectors:
             own.has_vector,
             _universe(con, stored, kind, condition),
             memberships,
+            stored.dim,
         )
         return _with_rungs(own, climbed, kind)
 

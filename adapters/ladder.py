@@ -133,12 +133,13 @@ def climb(
     own_has_vector: np.ndarray,
     universe: pa.Table,
     memberships: Sequence[Membership],
+    dim: int,
 ) -> Climbed:
     """The rows that stand in where own knowledge (in order of entity) is missing.
 
     Of everybody in `universe` (entity_id, partition_no, valid_from, source_digest) or in a group: a row from each
     clustering on, with the mean of what the entity's groups stand for, or a repetition of its own; and for who has no
-    row of its own at all, one that says so, so that nobody is left out.
+    row of its own at all, one that says so, so that nobody is left out. `dim` is the width d of all vectors.
     """
     own = _first_and_last(own_entities.to_pylist())
     moments = own_valid_from.cast(pa.int64()).to_numpy()
@@ -152,7 +153,6 @@ def climb(
     vectors: list[np.ndarray] = []
     own_row: list[int] = []
     has: list[bool] = []
-    dim = next((t.vector.shape[0] for m in memberships for t in m.texts.anybody.values()), 0)
 
     def add(row: dict[str, object], vector: np.ndarray | None, own_at: int = -1) -> None:
         rows.append(row)

@@ -8,7 +8,7 @@ Arms differ in their knowledge only: same samples, fields, seeds, id masking and
                 was on the true ones, and its vectors: what a model gains from more inputs, but not from what they say
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Self
@@ -28,7 +28,8 @@ from adapters.trained import AdapterMeta, TrainedAdapter
 from warehouse.errors import InputError
 
 Arm = Literal["base", "knowledge", "shuffled"]
-Slice = Literal["all", "new_items"]
+# A part of the holdout: `all`, `new_items`, and what the caller names.
+Slice = str
 
 
 class LiftConfig(CtrConfig, frozen=True, extra="forbid"):
@@ -84,7 +85,10 @@ class Difference(BaseModel, frozen=True, extra="forbid"):
 
 
 class LiftReport(BaseModel, frozen=True, extra="forbid"):
-    """`measures[arm][slice]` and the differences to `base`; `new_items` are holdout samples of untrained items."""
+    """`measures[arm][slice]` and the differences to `base`; `new_items` are holdout samples of untrained items.
+
+    `samples` counts by split, and those of a slice of the holdout under `holdout_<slice>`.
+    """
 
     backbone: Backbone
     seeds: tuple[int, ...]
@@ -102,13 +106,14 @@ def measure_lift(
     config: LiftConfig,
     adapter: AdapterMeta,
     *,
+    parts: Mapping[Slice, np.ndarray] | None = None,
     progress: Callable[[Arm, int, float], None] | None = None,
 ) -> LiftReport:
     """Each arm's measures on the newest samples, and what each adds to `base`.
 
     `published` holds the joined vectors, row for row the samples; the text vectors [rows, d] that `samples.user_row`
-    and `.item_row` index are only for the shuffled arm, which trains its own adapter by `adapter.config`. `progress`
-    is told (arm, seed, seconds) after each fit.
+    and `.item_row` index are only for the shuffled arm, which trains its own adapter by `adapter.config`. `parts` are
+    further slices by name, masks [n] over the samples. `progress` is told (arm, seed, seconds) after each fit.
 
     Raises InputError when the published adapter was fitted or chosen on events of this holdout, and when columns
     differ in length.
@@ -121,6 +126,7 @@ def measure_lift(
     slices: dict[Slice, np.ndarray] = {
         "all": np.ones(len(holdout), dtype=bool),
         "new_items": ~known[samples.item[holdout]],
+        **{name: mask[holdout] for name, mask in (parts or {}).items()},
     }
     scores: dict[Arm, np.ndarray] = {}
     seconds: dict[Arm, float] = {}
@@ -159,7 +165,7 @@ def measure_lift(
     return LiftReport(
         backbone=config.backbone,
         seeds=config.seeds,
-        samples=counts | {"holdout_new_items": int(slices["new_items"].sum())},
+        samples=counts | {f"holdout_{part}": int(rows.sum()) for part, rows in slices.items() if part != "all"},
         measures=measures,
         differences=tuple(differences),
         seconds=seconds,

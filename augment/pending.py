@@ -3,8 +3,8 @@
 Order: groups (one call serves many), then shifts (they complete a summary that was paid for), then everybody by
     priority = traffic x staleness x uncertainty.
 `traffic` is 1 + the entity's events in the last days of the log: how often its knowledge will be joined. `staleness` is
-the share of its events that its knowledge has not seen (1 for an entity without any; of an item whose catalogue row
-changed, 1/2). `uncertainty` is the mean of 4 p (1 - p) over the CTR model's scores of the entity, where such scores are
+how much of what will be joined is missing: of a partition, its share of the user's events from it on (1 for the newest,
+less for one that others followed); of an item 1, or 1/2 where only its catalogue row changed. `uncertainty` is the mean of 4 p (1 - p) over the CTR model's scores of the entity, where such scores are
 given (after CoReLLa, which asks the LLM where the CTR model is unsure), and 1 for an entity that it never scored.
 """
 
@@ -168,12 +168,10 @@ _PENDING = """
         UNION ALL
         SELECT 'item', item_id, count(*) FROM recent GROUP BY item_id
     ),
-    sizes AS (
-        SELECT user_id, partition_no, sum(len(items)) OVER (PARTITION BY user_id ORDER BY partition_no) AS seen
+    shares AS (
+        SELECT user_id, partition_no,
+               len(items) / sum(len(items)) OVER (PARTITION BY user_id ORDER BY partition_no DESC) AS share
         FROM partitions
-    ),
-    known_user AS (
-        SELECT s.user_id, s.partition_no, z.seen FROM summaries s JOIN sizes z USING (user_id, partition_no)
     ),
     known_item AS (
         SELECT DISTINCT a.entity_id AS item_id FROM asked a JOIN answers k USING (request_key)
@@ -181,11 +179,10 @@ _PENDING = """
     ),
     unsure AS (SELECT entity, id, avg(4 * score * (1 - score)) AS uncertainty FROM scores GROUP BY entity, id),
     wanted AS (
-        SELECT a.*, 2 AS tier, 'user' AS entity, 1 - coalesce(k.seen, 0) / z.seen AS staleness
+        SELECT a.*, 2 AS tier, 'user' AS entity, z.share AS staleness
         FROM (FROM asked a SEMI JOIN scoped_partitions p
                   ON a.kind = 'user_summary' AND a.entity_id = p.user_id AND a.partition_no = p.partition_no) a
-        JOIN sizes z ON z.user_id = a.entity_id AND z.partition_no = a.partition_no
-        ASOF LEFT JOIN known_user k ON k.user_id = a.entity_id AND a.partition_no > k.partition_no
+        JOIN shares z ON z.user_id = a.entity_id AND z.partition_no = a.partition_no
         UNION ALL
         SELECT a.*, 1, 'user', 1.0 FROM asked a SEMI JOIN scoped_partitions p
             ON a.kind = 'user_shift' AND a.entity_id = p.user_id AND a.partition_no = p.partition_no

@@ -1,6 +1,6 @@
 """The demo: the bundled world through the whole pipeline, then a CTR model with, without and with shuffled knowledge.
 
-    make demo                       (or: python -m demo.demo [--short] [--out FOLDER] [--model FOLDER])
+    make demo             (or: python -m demo.demo [--short] [--mixed] [--out FOLDER] [--model FOLDER])
 
 Everything is real but the world: Beam, vLLM with the pocket LLM, the MiniLM encoder, the adapter, Prefect, DuckDB.
 """
@@ -11,6 +11,8 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -21,7 +23,7 @@ from adapters.knowledge import item_vectors, user_vectors
 from adapters.lift import Augment, LiftConfig, LiftReport, Slice, measure_lift
 from adapters.samples import Samples
 from adapters.training import find_adapter, labelled_samples
-from demo.world import make_world, write_inputs
+from demo.world import World, make_world, write_inputs
 from flows.cli import ENVIRONMENT, hush_exit, log_to_stderr
 from flows.config import Config, load_config
 from flows.run import Run
@@ -58,6 +60,19 @@ kv_cache_gib = 1.0
 dtype = "bfloat16"
 """
 
+# With --mixed: groups for all, and individual calls, with shifts, for half of what they would all cost.
+MIXED = """\
+[knowledge]
+mode = "mixed"
+cascade = "shift"
+[budget]
+max_calls = {calls}
+period = "month"
+traffic_days = 90.0
+[groups]
+until = {until}
+"""
+
 QUERY = """\
 ATTACH '{catalogue}' AS features (READ_ONLY);
 SELECT item_id, valid_from, rung, augment[1:4] FROM features.lorestream.item_features_latest LIMIT 3;"""
@@ -67,6 +82,9 @@ def main() -> None:
     """Run the demo and print what a newcomer needs to see; ends 1 when knowledge does not do what it must here."""
     parser = argparse.ArgumentParser(description="The whole pipeline on the bundled synthetic world.")
     parser.add_argument("--short", action="store_true", help="fewer users and one seed: a quick look, wider intervals")
+    parser.add_argument(
+        "--mixed", action="store_true", help="groups, shifts, and a budget of half the individual calls; AUC by rung"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="made anew by every call")
     parser.add_argument(
         "--model", type=Path, default=HERE / "weights", help="folder of the LLM (default: the pocket LLM)"
@@ -80,25 +98,37 @@ def main() -> None:
     os.environ["PREFECT_HOME"] = str(out / "prefect")
     log_to_stderr(logging.INFO)
 
-    config = set_up(out, arguments.model.resolve(), arguments.short)
+    config = set_up(out, arguments.model.resolve(), arguments.short, arguments.mixed)
     report = run_pipeline(out)
     lift = measure(config, seeds=(0,) if arguments.short else (0, 1, 2))
     print_summary(config, report, lift, time.monotonic() - started)
-    verdict(lift, "all" if arguments.short else "new_items")
+    if not arguments.mixed:
+        verdict(lift, "all" if arguments.short else "new_items")
     hush_exit()
 
 
-def set_up(out: Path, model: Path, short: bool) -> Config:
+def set_up(out: Path, model: Path, short: bool, mixed: bool) -> Config:
     """A fresh folder with the world's input tables, a configuration and an empty warehouse."""
     if out.exists() and not (out / "lorestream.toml").exists():
         raise SystemExit(f"{out} exists and is not a demo's folder; name another with --out.")
     shutil.rmtree(out, ignore_errors=True)
     world = make_world(small=short)
     write_inputs(world, out / "inputs")
-    (out / "lorestream.toml").write_text(CONFIG.format(model=str(model)), encoding="utf-8")
+    text = CONFIG.format(model=str(model))
+    if mixed:
+        moments = sorted(event.ts_us for event in world.events)
+        until = datetime.fromtimestamp(moments[len(moments) // 2] / 1e6, UTC)
+        text += MIXED.format(calls=individual_calls(world) // 2, until=until.isoformat())
+    (out / "lorestream.toml").write_text(text, encoding="utf-8")
     config = load_config(out / "lorestream.toml")
     prepare_warehouse(config.root)
     return config
+
+
+def individual_calls(world: World) -> int:
+    """Calls that single summaries and facts would take: every sealed partition (10 events, then 20) and every item."""
+    events = Counter(event.user_id for event in world.events)
+    return sum((count >= 10) + max(count - 10, 0) // 20 for count in events.values()) + len(world.movies)
 
 
 def run_pipeline(out: Path) -> dict[str, object]:
@@ -121,22 +151,24 @@ def measure(config: Config, seeds: tuple[int, ...]) -> LiftReport:
     samples = labelled_samples(run.labelled_events, users, items, config.adapter.history_length)
     adapter = find_adapter(config.root, stored.encoder_id, config.adapter.out_dim)
     assert adapter is not None, "the run that just ended made one"
+    augment, rungs = published(open_warehouse(config.root), samples, config.adapter.out_dim)
     backbone = {
         name: getattr(config.adapter, name) for name in LiftConfig.model_fields if hasattr(config.adapter, name)
     }
     return measure_lift(
         samples,
-        published(open_warehouse(config.root), samples, config.adapter.out_dim),
+        augment,
         users.vectors,
         items.vectors,
         LiftConfig.model_validate({**backbone, "seeds": seeds}),
         adapter.meta,
+        parts={rung: rungs == rung for rung in sorted(set(rungs))} if config.knowledge.mode == "mixed" else None,
         progress=lambda arm, seed, seconds: print(f"  CTR model, {arm}, seed {seed}: {seconds:.0f} s", file=sys.stderr),
     )
 
 
-def published(warehouse: Warehouse, samples: Samples, dim: int) -> Augment:
-    """The published vectors as of each sample's time."""
+def published(warehouse: Warehouse, samples: Samples, dim: int) -> tuple[Augment, np.ndarray]:
+    """The published vectors as of each sample's time, and whose they are: `user own, item group` and so on [n]."""
     impressions = pa.table(
         {
             "user_id": samples.users.take(pa.array(samples.user)),
@@ -152,7 +184,12 @@ def published(warehouse: Warehouse, samples: Samples, dim: int) -> Augment:
     def flags(column: str) -> np.ndarray:
         return np.asarray(joined.column(column).combine_chunks().to_numpy(zero_copy_only=False), bool)
 
-    return Augment(matrix("user_augment"), matrix("item_augment"), flags("has_user_augment"), flags("has_item_augment"))
+    sides = (joined.column(f"{side}_rung").to_pylist() for side in ("user", "item"))
+    rungs = np.array([f"user {user or 'none'}, item {item or 'none'}" for user, item in zip(*sides, strict=True)])
+    augment = Augment(
+        matrix("user_augment"), matrix("item_augment"), flags("has_user_augment"), flags("has_item_augment")
+    )
+    return augment, rungs
 
 
 def print_summary(config: Config, report: dict[str, object], lift: LiftReport, seconds: float) -> None:
@@ -167,6 +204,7 @@ def print_summary(config: Config, report: dict[str, object], lift: LiftReport, s
     for note in report["notes"] if isinstance(report["notes"], list) else []:
         print(f"  note: {note}")
     print_lift(lift)
+    print_rungs(lift)
     print_texts(config)
     catalogue = config.root / "features.duckdb"
     query = QUERY.format(catalogue=_shortest(catalogue))
@@ -192,17 +230,30 @@ def print_lift(lift: LiftReport) -> None:
     print(f"  {'':<24}{'all items':^22}{'new items':^22}")
     print(f"  {'':<24}{'AUC':>9}{'LogLoss':>11}{'AUC':>11}{'LogLoss':>11}")
     for arm, slices in lift.measures.items():
-        figures = [value for part in slices.values() for value in (part.auc, part.logloss)]
+        parts = (slices["all"], slices["new_items"])
+        figures = [value for part in parts for value in (part.auc, part.logloss)]
         print(
             f"  {names[arm]:<24}"
             + "".join(f"{value:>11.4f}" if value is not None else f"{'-':>11}" for value in figures)
         )
     print()
     for difference in lift.differences:
-        if difference.auc is not None:
+        if difference.auc is not None and difference.part in ("all", "new_items"):
             part = "all items" if difference.part == "all" else "new items"
             interval = f"95 % interval {difference.auc_low:+.4f} to {difference.auc_high:+.4f}"
             print(f"  {names[difference.arm]}, {part}: {difference.auc:+.4f} AUC ({interval}, bootstrap over users)")
+
+
+def print_rungs(lift: LiftReport) -> None:
+    """AUC by whose knowledge the events' users and items had, where that was asked for."""
+    parts = [part for part in lift.measures["base"] if part.startswith("user ")]
+    if not parts:
+        return
+    print(f"\n  {'by rung':<28}{'events':>8}" + "".join(f"{arm:>11}" for arm in lift.measures) + "   (AUC)")
+    for part in parts:
+        row = [measure[part].auc for measure in lift.measures.values()]
+        cells = "".join(f"{value:>11.4f}" if value is not None else f"{'-':>11}" for value in row)
+        print(f"  {part:<28}{lift.samples[f'holdout_{part}']:>8,}{cells}")
 
 
 def print_texts(config: Config) -> None:

@@ -9,6 +9,7 @@ from warehouse.ledger import Ledger, existing_ledger
 from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, PARTITIONS, REQUESTS
 from warehouse.snapshot import read_manifest
 from warehouse.sql import connect, parquet_view
+from warehouse.store import read_json
 
 
 def warehouse_status(root: Path) -> dict[str, object]:
@@ -50,9 +51,20 @@ def warehouse_status(root: Path) -> dict[str, object]:
     result["knowledge_by_status"] = dict(statuses)
     result["pool"] = _last(ledger, "pool", ("digest", "texts", "tokens", "bytes_per_token"))
     result["speculation"] = _last(ledger, "generate", ("speculation",)).get("speculation", {})
+    result["groups"] = _last(ledger, "groups", ("generation", "as_of"))
+    result["spending"] = _newest_spending(root)
     result["snapshots"] = len(published.snapshots)
     result["current_snapshot"] = published.current
     return result
+
+
+def _newest_spending(root: Path) -> dict[str, object]:
+    """The newest period with a budget, and what it has spent; {} where no budget was ever set."""
+    records = sorted((root / "spending").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        return {}
+    found = read_json(records[-1], "spending record", 1)
+    return {name: found[name] for name in ("period", "calls", "tokens", "open_calls") if name in found}
 
 
 def _last(ledger: Ledger, kind: str, names: Sequence[str]) -> dict[str, object]:

@@ -86,6 +86,7 @@ def climbed(
         np.array([has for _, _, has in rows], bool),
         universe,
         [Membership(joined, group_vectors(tree(at(as_of)), *texts(answered)))],
+        3,
     )
 
 
@@ -109,6 +110,7 @@ def test_everybody_stands_on_the_highest_rung_that_holds(
         assert own.get(user) or mine
         later = [entry for entry in mine if entry[0]["valid_from"] == at(as_of)]
         expected = standing(members.get(user), answered)
+        assert found.vectors.shape == (len(added), 3)
         if any(has and day <= as_of for day, has in own.get(user, ())):
             assert [repeats >= 0 for _, _, _, repeats in later] == ([True] if expected else [])
         elif expected is None:
@@ -131,6 +133,7 @@ def test_a_user_in_two_kinds_of_groups_stands_for_both() -> None:
         np.zeros(0, bool),
         pa.table({"entity_id": [], "partition_no": [], "valid_from": [], "source_digest": []}),
         [likes, dislikes],
+        3,
     )
     assert found.rows.column("rung").to_pylist() == ["group"]
     np.testing.assert_allclose(found.vectors, [[0.5, 0.0, 0.5]])

@@ -15,12 +15,13 @@ from flows import grouping, stages
 from flows.asking import forecast, plan
 from flows.cli import call
 from flows.config import load_config
+from flows.factors import propose_factors
 from flows.interchange import export_requests, import_knowledge
 from flows.quality import quality_report
 from flows.run import Run
 from flows.setup import prepare_warehouse
 from tests.flows.shop import event, open_shop, run_once, scripted_engine, write_events
-from warehouse.errors import ConfigError, InputError
+from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
 from warehouse.schemas import KNOWLEDGE, REQUESTS
 from warehouse.store import read_table
@@ -157,7 +158,10 @@ def test_where_the_model_is_unsure_comes_first(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("\n".join([*scores, *(f"item,i{n},0.0" for n in range(9))]))
     run = _prepared(shop)
     plan(run)
-    assert run.pending.column("entity_id").to_pylist()[:3] == ["u1"] * 3
+    first = run.pending.slice(0, 3).to_pylist()
+    # 3 of 3 events, 3 of the last 6, 2 of all 8; 1 + 9 events of late, and the model knows nothing.
+    assert [(row["entity_id"], row["partition_no"]) for row in first] == [("u1", 2), ("u1", 1), ("u1", 0)]
+    assert [row["priority"] for row in first] == [10.0, 5.0, 2.5]
     (tmp_path / "scores.csv").write_text("entity,id,score\nuser,u1,1.5\n")
     with pytest.raises(InputError, match=r"id 'u1', score 1\.5"):
         _ = run.pending
@@ -216,6 +220,40 @@ def test_a_batch_that_was_answered_elsewhere_comes_back_as_the_engines_own(tmp_p
     run = Run(config, config.root)
     plan(run)
     assert not run.pending.num_rows
+
+
+def test_negative_feedback_stands_apart_where_asked_for(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[prompts]\nfeedback = 'split'\n[labels]\npositive = 'value > 3'\n", users=1)
+    write_events(tmp_path, "", [event(0, n, n, value=5.0 if n % 2 else 1.0) for n in range(2)])
+    run = _prepared(shop)
+    plan(run)
+    [prompt] = [str(row["prompt"]) for row in asked(shop) if row["kind"] == "user_summary"]
+    liked, turned_down = (prompt.split(f"<{tag}>")[1].split(f"</{tag}>")[0] for tag in ("liked", "turned_down"))
+    assert ("Quiet Lamp 1" in liked, "Quiet Lamp 0" in liked) == (True, False)
+    assert ("Quiet Lamp 1" in turned_down, "Quiet Lamp 0" in turned_down) == (False, True)
+    assert "u0" not in prompt
+    shop.write_text(shop.read_text().replace("'value > 3'", "\"action == 'buy'\""))
+    with pytest.raises(ConfigError, match="goes by `action`"):
+        plan(_prepared(shop))
+
+
+def test_proposed_factors_become_a_scenario_that_a_run_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "Noun: lamp\nPlural: lamps\nVerb: bought\n1. brightness\n2. material and finish\n3. room\n"
+    shown: list[str] = []
+
+    def engine(_config: object) -> ScriptedEngine:
+        return ScriptedEngine(lambda prompt: shown.append(prompt) or answer)
+
+    monkeypatch.setattr("flows.run._make_engine", engine)
+    shop = shop_with(tmp_path, "")
+    found = propose_factors(load_config(shop), tmp_path / "lamps.toml", None, 9, 40)
+    assert found["factors"] == ["brightness", "material and finish", "room"]
+    assert all(f"Quiet Lamp {n}" in shown[0] for n in range(9))
+    with pytest.raises(UsageError, match="exists already"):
+        propose_factors(load_config(shop), tmp_path / "lamps.toml", None, 9, 40)
+    shop.write_text(shop.read_text() + "[prompts]\nscenario = 'lamps.toml'\n")
+    run_once(shop)
+    assert all("material and finish" in str(row["prompt"]) for row in asked(shop))
 
 
 def test_groups_made_by_another_recipe_take_in_nobody(tmp_path: Path) -> None:
