@@ -50,7 +50,6 @@ category = "genres"
 sizes = [10, 20]
 [prompts]
 scenario = "movies"
-show_time = false
 [engine]
 model = {model!r}
 max_new_tokens = 256

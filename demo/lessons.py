@@ -4,7 +4,7 @@ Prompts are those that `prompts` renders with the shipped `movies` scenario. Ans
 the same order, and each value has its own wording: varied English that a very small model can still learn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from demo.catalogue import GENRES, HIDDEN, Movie
 from demo.wording import A_GENRE, BRIEF_FACTS, DISLIKES, FACTS, LIKES, NO_LIKES, NO_PREFERENCE, PHRASES
 from demo.world import draw_taste, expected_stars, to_stars
-from prompts.render import HistoryLine, PromptWriter
+from prompts.render import HistoryLine, PromptWriter, Span
 
 # Between 3 and 4 stars: about half of all ratings lie on either side.
 NEUTRAL_STARS = 3.5
@@ -28,11 +28,17 @@ VALUES: dict[str, tuple[str, ...]] = {"genre": GENRES, **HIDDEN}
 
 @dataclass(frozen=True)
 class Lesson:
-    """One prompt and the answer to learn; `history` is the list that a summary is about."""
+    """One prompt and the answer to learn.
+
+    `history` is the list that a summary is about, `group` that of a group, `summaries` the two of a shift as likes per
+    factor.
+    """
 
     prompt: str
     answer: str
     history: tuple[tuple[Movie, int], ...] = ()
+    group: tuple[Movie, ...] = ()
+    summaries: tuple[Mapping[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,14 @@ def preference_steps(history: Sequence[tuple[Movie, int]]) -> np.ndarray:
 def summary_answer(history: Sequence[tuple[Movie, int]], brief: bool = False) -> str:
     """The preferences that a list shows, one sentence per factor; a `brief` answer says only what is liked."""
     if brief:
-        liked = {factor: preference(history, factor).likes for factor in SUMMARY_FACTORS}
-        found = [LIKES[factor].format(phrase(factor, value)) + "." for factor, value in liked.items() if value]
-        return " ".join(found) or NO_PREFERENCE
+        return said(LIKES, {factor: preference(history, factor).likes for factor in SUMMARY_FACTORS}, NO_PREFERENCE)
     return " ".join(_sentence(factor, preference(history, factor)) for factor in SUMMARY_FACTORS)
+
+
+def said(forms: Mapping[str, str], values: Mapping[str, str | None], nothing: str) -> str:
+    """One sentence of `forms` for each factor that has a value; `nothing` where none has."""
+    found = [forms[factor].format(phrase(factor, value)) + "." for factor, value in values.items() if value]
+    return " ".join(found) or nothing
 
 
 def _sentence(factor: str, found: Preference) -> str:
@@ -131,11 +141,16 @@ def stated_facts(answer: str, factor: str) -> set[str]:
     return {value for value, sentence in FACTS[factor].items() if sentence in answer}
 
 
+def stated(forms: Mapping[str, str], answer: str, factor: str) -> str | None:
+    """The value of a factor that an answer states in a sentence of `forms`; None where it states none, or several."""
+    sentences = {forms[factor].format(phrase(factor, value)) + ".": value for value in VALUES[factor]}
+    found = [value for sentence, value in sentences.items() if sentence in answer]
+    return found[0] if len(found) == 1 else None
+
+
 def stated_like(answer: str, factor: str) -> str | None:
     """The value of a factor that a brief summary states as liked; None where it states none, or none that exists."""
-    sentences = {LIKES[factor].format(phrase(factor, value)) + ".": value for value in VALUES[factor]}
-    stated = [value for sentence, value in sentences.items() if sentence in answer]
-    return stated[0] if len(stated) == 1 else None
+    return stated(LIKES, answer, factor)
 
 
 def item_lesson(writer: PromptWriter, movie: Movie, brief: bool = False) -> Lesson:
@@ -143,10 +158,12 @@ def item_lesson(writer: PromptWriter, movie: Movie, brief: bool = False) -> Less
     return Lesson(writer.item_facts(movie.title, {"genres": list(movie.genres)}), item_answer(movie, brief))
 
 
-def summary_lesson(writer: PromptWriter, history: Sequence[tuple[Movie, int]], brief: bool = False) -> Lesson:
+def summary_lesson(
+    writer: PromptWriter, history: Sequence[tuple[Movie, int]], brief: bool = False, span: Span | None = None
+) -> Lesson:
     """The prompt for a list of rated movies, oldest first, and the preferences it shows."""
     lines = [HistoryLine(movie.title, float(stars)) for movie, stars in history]
-    return Lesson(writer.user_summary(lines), summary_answer(history, brief), tuple(history))
+    return Lesson(writer.user_summary(lines, span=span), summary_answer(history, brief), tuple(history))
 
 
 def random_history(movies: Sequence[Movie], length: int, rng: np.random.Generator) -> list[tuple[Movie, int]]:

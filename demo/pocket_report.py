@@ -1,19 +1,17 @@
 """How often the pocket LLM is right: greedy answers to the demo world's own prompts, checked against the rules."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from pydantic import BaseModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.catalogue import Movie
+from demo.group_lessons import common, counts, group_factors, group_lesson, stated_common
 from demo.lessons import (
     SUMMARY_FACTORS,
     VALUES,
+    Lesson,
     item_lesson,
     preference,
     scores,
@@ -21,20 +19,20 @@ from demo.lessons import (
     stated_like,
     summary_lesson,
 )
-from demo.pocket_training import movie_writer
+from demo.pocket_batches import movie_writer
+from demo.pocket_chat import PocketChat
+from demo.pocket_questions import Group, History, Partition, groups, partitions
+from demo.shift_lessons import new_values, shift_lesson, stated_new
 from demo.wording import BRIEF_FACTS
 from demo.world import World
-
-# The demo's partition sizes; the last one repeats.
-PARTITION_SIZES = (10, 20)
-MAX_NEW_TOKENS = 160
+from prompts.render import Kind
 
 
-class PreferenceScore(BaseModel, frozen=True, extra="forbid"):
-    """One factor of the summaries; every number is a share of the lists.
+class Score(BaseModel, frozen=True, extra="forbid"):
+    """One factor of one kind of answer; every number is a share of the answers.
 
-    `exact`: what is stated equals the rule's answer, `none` included. `best`: it does, or a value with an equally high
-    sum is stated. `chance`: what always stating the rule's most common answer would reach.
+    `exact`: what is stated equals the rule's answer, `none` included. `best`: it does, or a value that the list shows
+    as strongly is stated. `chance`: what always stating the rule's most common answer would reach.
     """
 
     exact: float
@@ -42,116 +40,184 @@ class PreferenceScore(BaseModel, frozen=True, extra="forbid"):
     chance: float
 
 
+class FactsAccuracy(BaseModel, frozen=True, extra="forbid"):
+    """Facts of movies; shares of the answers per factor, and `whole` with all factors right."""
+
+    asked: int
+    tokens: float
+    right: dict[str, float]
+    chance: dict[str, float]
+    whole: float
+
+
+class SummaryAccuracy(BaseModel, frozen=True, extra="forbid"):
+    """Summaries of the same partitions without the line about time and with it."""
+
+    asked: int
+    tokens: float
+    plain: dict[str, Score]
+    timed: dict[str, Score]
+
+
+class ShiftAccuracy(BaseModel, frozen=True, extra="forbid"):
+    """What is new in a partition by the rule's summaries of it and of the one before it.
+
+    `repeating` is what stating all of the current summary would reach. The two ways to be right apart: of the values
+    that are new the share that is stated, of those that both summaries state the share that is left out.
+    """
+
+    asked: int
+    tokens: float
+    factors: dict[str, Score]
+    repeating: dict[str, float]
+    new_values: int
+    new_stated: float
+    same_values: int
+    same_left_out: float
+
+
+class GroupAccuracy(BaseModel, frozen=True, extra="forbid"):
+    """What the movies have in common that stand for groups of one kind."""
+
+    asked: int
+    tokens: float
+    factors: dict[str, Score]
+
+
 class Accuracy(BaseModel, frozen=True, extra="forbid"):
-    """How often answers are right. `items` are shares of answers, per factor."""
+    """How often answers are right, and the share of them that `ended` by themselves; `tokens` are mean lengths."""
 
-    items_asked: int
-    items: dict[str, float]
-    items_chance: dict[str, float]
-    items_whole: float
-    lists_asked: int
-    likes: dict[str, PreferenceScore]
-    # Share of all answers that end by themselves.
+    facts: FactsAccuracy
+    summaries: SummaryAccuracy
+    shifts: ShiftAccuracy
+    # By kind.
+    groups: dict[str, GroupAccuracy]
     ended: float
-    tokens_per_item: float
-    tokens_per_summary: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Text and number of tokens of one answer; `ended` is False where it ran into the limit."""
-
-    text: str
-    tokens: int
-    ended: bool
-
-
-class PocketChat:
-    """The model in a folder, asked through plain transformers, greedily; nothing is fetched from anywhere."""
-
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
-        self._model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-
-    def ask(self, prompts: Sequence[str], batch: int = 64) -> list[Answer]:
-        """One answer per prompt, in order."""
-        answers: list[Answer] = []
-        end = self._tokenizer.eos_token_id
-        for start in range(0, len(prompts), batch):
-            turns = [
-                self._tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                )
-                for prompt in prompts[start : start + batch]
-            ]
-            inputs = self._tokenizer(turns, return_tensors="pt", padding=True, add_special_tokens=False)
-            with torch.inference_mode():
-                out = self._model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    do_sample=False,
-                )
-            for ids in out[:, inputs["input_ids"].shape[1] :].tolist():
-                said = ids[: ids.index(end)] if end in ids else ids
-                answers.append(Answer(self._tokenizer.decode(said), len(said), end in ids))
-        return answers
-
-
-def partition_lists(world: World, limit: int, seed: int) -> list[list[tuple[Movie, int]]]:
-    """At most `limit` of the users' full partitions, drawn at random: movies and stars, oldest first."""
-    movies = {movie.item_id: movie for movie in world.movies}
-    streams: dict[str, list[tuple[Movie, int]]] = {}
-    for event in world.events:
-        streams.setdefault(event.user_id, []).append((movies[event.item_id], event.stars))
-    lists = []
-    for stream in streams.values():
-        start, number = 0, 0
-        while start + (size := PARTITION_SIZES[min(number, len(PARTITION_SIZES) - 1)]) <= len(stream):
-            lists.append(stream[start : start + size])
-            start, number = start + size, number + 1
-    picks = np.random.default_rng(seed).permutation(len(lists))[:limit]
-    return [lists[pick] for pick in picks]
 
 
 def evaluate(chat: PocketChat, world: World, lists: int = 400, items: int | None = None, seed: int = 11) -> Accuracy:
-    """How often the model is right about the catalogue's items (the first `items`, or all) and the users' lists."""
-    writer = movie_writer()
-    movies = world.movies[:items]
-    facts = chat.ask([item_lesson(writer, movie).prompt for movie in movies])
-    right = {
-        factor: [
-            stated_facts(answer.text, factor) == {movie.hidden[factor]}
-            for answer, movie in zip(facts, movies, strict=True)
-        ]
-        for factor in BRIEF_FACTS
-    }
-    histories = partition_lists(world, lists, seed)
-    summaries = chat.ask([summary_lesson(writer, history).prompt for history in histories])
-    texts = [answer.text for answer in summaries]
+    """How often the model is right about the catalogue's items (the first `items`, or all), at most `lists` of the
+    users' partitions, and at most as many groups of each kind."""
+    examiner = _Examiner(chat)
+    asked = partitions(world, lists, seed)
     return Accuracy(
-        items_asked=len(movies),
-        items={factor: _share(hits) for factor, hits in right.items()},
-        items_chance={factor: _most_common([m.hidden[factor] for m in movies]) for factor in BRIEF_FACTS},
-        items_whole=_share([all(hits) for hits in zip(*right.values(), strict=True)]),
-        lists_asked=len(histories),
-        likes={factor: _score(texts, histories, factor) for factor in SUMMARY_FACTORS},
-        ended=_share([answer.ended for answer in (*facts, *summaries)]),
-        tokens_per_item=float(np.mean([answer.tokens for answer in facts])),
-        tokens_per_summary=float(np.mean([answer.tokens for answer in summaries])),
+        facts=examiner.facts(world.movies[:items]),
+        summaries=examiner.summaries(asked),
+        shifts=examiner.shifts([partition for partition in asked if partition.previous is not None]),
+        groups={str(kind): examiner.groups(kind, named) for kind, named in groups(world, lists, seed).items()},
+        ended=_share(examiner.ended),
     )
 
 
-def _score(texts: Sequence[str], histories: Sequence[Sequence[tuple[Movie, int]]], factor: str) -> PreferenceScore:
-    exact, best, truths = [], [], []
-    for text, history in zip(texts, histories, strict=True):
-        truth, said = preference(history, factor).likes, stated_like(text, factor)
-        totals = scores(history, factor)
-        tie = said is not None and truth is not None and totals[VALUES[factor].index(said)] == totals.max()
-        truths.append(truth)
-        exact.append(said == truth)
-        best.append(said == truth or tie)
-    return PreferenceScore(exact=_share(exact), best=_share(best), chance=_most_common(truths))
+def liked(history: History) -> dict[str, str | None]:
+    """What a list shows as liked, by the rule, per factor."""
+    return {factor: preference(history, factor).likes for factor in SUMMARY_FACTORS}
+
+
+class _Examiner:
+    """Asks, and keeps of every answer whether it ended by itself."""
+
+    def __init__(self, chat: PocketChat) -> None:
+        self._chat, self._writer = chat, movie_writer()
+        self.ended: list[bool] = []
+
+    def _ask(self, lessons: Sequence[Lesson]) -> tuple[list[str], float]:
+        """The answers' texts, and how many tokens they have on average."""
+        answers = self._chat.ask([lesson.prompt for lesson in lessons])
+        self.ended += [answer.ended for answer in answers]
+        return [answer.text for answer in answers], float(np.mean([answer.tokens for answer in answers] or [0]))
+
+    def facts(self, movies: Sequence[Movie]) -> FactsAccuracy:
+        texts, tokens = self._ask([item_lesson(self._writer, movie) for movie in movies])
+        pairs = list(zip(movies, texts, strict=True))
+        right = {f: [stated_facts(text, f) == {movie.hidden[f]} for movie, text in pairs] for f in BRIEF_FACTS}
+        return FactsAccuracy(
+            asked=len(movies),
+            tokens=tokens,
+            right={factor: _share(hits) for factor, hits in right.items()},
+            chance={factor: _most_common([movie.hidden[factor] for movie in movies]) for factor in BRIEF_FACTS},
+            whole=_share([all(hits) for hits in zip(*right.values(), strict=True)]),
+        )
+
+    def summaries(self, asked: Sequence[Partition]) -> SummaryAccuracy:
+        plain, tokens = self._ask([summary_lesson(self._writer, p.history) for p in asked])
+        timed, _ = self._ask([summary_lesson(self._writer, p.history, span=p.span) for p in asked])
+        histories = [partition.history for partition in asked]
+        return SummaryAccuracy(
+            asked=len(asked), tokens=tokens, plain=_likes(plain, histories), timed=_likes(timed, histories)
+        )
+
+    def shifts(self, asked: Sequence[Partition]) -> ShiftAccuracy:
+        pairs = [(liked(p.previous or []), liked(p.history), p.span) for p in asked]
+        texts, tokens = self._ask([shift_lesson(self._writer, *pair) for pair in pairs])
+        # Per factor: the rule's answer, the model's, and what the current summary states.
+        found = {
+            factor: [
+                (new_values(previous, current)[factor], stated_new(text, factor), current[factor])
+                for (previous, current, _), text in zip(pairs, texts, strict=True)
+            ]
+            for factor in SUMMARY_FACTORS
+        }
+        everything = [triple for triples in found.values() for triple in triples]
+        new = [told == value for value, told, _ in everything if value is not None]
+        same = [told is None for value, told, current in everything if value is None and current is not None]
+        return ShiftAccuracy(
+            asked=len(asked),
+            tokens=tokens,
+            factors={f: _score([(value, told) for value, told, _ in triples]) for f, triples in found.items()},
+            repeating={f: _share([value == now for value, _, now in triples]) for f, triples in found.items()},
+            new_values=len(new),
+            new_stated=_share(new),
+            same_values=len(same),
+            same_left_out=_share(same),
+        )
+
+    def groups(self, kind: Kind, named: Sequence[Group]) -> GroupAccuracy:
+        texts, tokens = self._ask([group_lesson(self._writer, kind, group.movies, group.size) for group in named])
+        pairs = list(zip(named, texts, strict=True))
+        return GroupAccuracy(
+            asked=len(named),
+            tokens=tokens,
+            factors={
+                factor: _score(
+                    [(common(group.movies, factor), stated_common(kind, text, factor)) for group, text in pairs],
+                    [_as_strong(factor, counts(group.movies, factor)) for group in named],
+                )
+                for factor in group_factors(kind)
+            },
+        )
+
+
+def _likes(texts: Sequence[str], histories: Sequence[History]) -> dict[str, Score]:
+    return {
+        factor: _score(
+            [
+                (preference(h, factor).likes, stated_like(text, factor))
+                for h, text in zip(histories, texts, strict=True)
+            ],
+            [_as_strong(factor, scores(history, factor)) for history in histories],
+        )
+        for factor in SUMMARY_FACTORS
+    }
+
+
+def _as_strong(factor: str, totals: np.ndarray) -> Callable[[str], bool]:
+    """Whether a list shows a value as strongly as any other."""
+    return lambda value: bool(totals[VALUES[factor].index(value)] == totals.max())
+
+
+def _score(
+    pairs: Sequence[tuple[str | None, str | None]], as_strong: Sequence[Callable[[str], bool]] | None = None
+) -> Score:
+    """The score of (rule's value, stated value) pairs; without `as_strong` only the rule's value is right."""
+    exact = [truth == said for truth, said in pairs]
+    best = exact
+    if as_strong is not None:
+        best = [
+            truth == said or (truth is not None and said is not None and strong(said))
+            for (truth, said), strong in zip(pairs, as_strong, strict=True)
+        ]
+    return Score(exact=_share(exact), best=_share(best), chance=_most_common([truth for truth, _ in pairs]))
 
 
 def _share(hits: Sequence[bool]) -> float:

@@ -3,8 +3,7 @@
 import math
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from demo.catalogue import Movie, make_catalogue
 from demo.lessons import Lesson, item_lesson, random_history, summary_lesson
+from demo.pocket_batches import Progress, Stage, lesson_batches, movie_writer
 from demo.pocket_hints import Hints
+from demo.pocket_repertoire import extend_tokenizer, grown_embedding, repertoire_constants
 from demo.pocket_tokenizer import (
     END_OF_TEXT,
-    SPECIAL_TOKENS,
     TURN_END,
     chat,
     constant_parts,
@@ -29,28 +29,12 @@ from demo.pocket_tokenizer import (
     train_tokenizer,
 )
 from prompts.render import PromptWriter
-from prompts.scenario import load_scenario
 
 MAX_POSITIONS = 2048
 IGNORED = -100
 # Lengths are rounded up to these: a matrix product of a new shape costs the CPU library a compilation.
 LENGTH_STEP = 16
 TARGET_STEP = 256
-
-
-class Stage(BaseModel, frozen=True, extra="forbid"):
-    """One part of the training, with its own optimizers; the learning rate rises and falls within it."""
-
-    steps: int = Field(ge=1)
-    # Share of batches that are facts; the others are lists.
-    facts_share: float = Field(gt=0, lt=1)
-    # Brief answers: what is liked, and four facts. Learned last, from the full ones, whose detail teaches counting.
-    brief: bool = False
-    # Of the peak rates below.
-    rate: float = Field(default=1.0, gt=0)
-    hints: bool = False
-    # Share of the stage after which lists have their full lengths; 0 from the start.
-    growth_until: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -62,6 +46,17 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
         Stage(steps=2800, facts_share=0.25, hints=True, growth_until=0.3),
         Stage(steps=900, facts_share=0.65, rate=0.4),
         Stage(steps=600, facts_share=0.4, rate=0.4, brief=True),
+        # The kinds of prompt that came later, and the old ones so that they are not forgotten.
+        Stage(
+            steps=1700,
+            facts_share=0.1,
+            groups_share=0.22,
+            shifts_share=0.46,
+            repertoire=True,
+            brief=True,
+            hints=True,
+            rate=0.6,
+        ),
     )
     batch: int = Field(default=16, ge=1)
     # Peak rates: orthogonalised momentum (Muon) for the matrices inside the layers, AdamW for the rest.
@@ -80,8 +75,8 @@ class StageReport:
     steps: int
     minutes: float
     tokens: int
-    item_loss: float
-    summary_loss: float
+    # Keys are those of the batches: items, lists, groups, shifts; NaN for what the stage did not show.
+    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,18 +88,16 @@ class TrainingReport:
     vocabulary: int
 
 
-def movie_writer() -> PromptWriter:
-    """Prompts of the shipped scenario, as the pipeline renders them for this model."""
-    return PromptWriter(load_scenario("movies"), SPECIAL_TOKENS)
-
-
-def make_tokenizer(writer: PromptWriter, movies: Sequence[Movie], seed: int) -> Tokenizer:
-    """The tokenizer of all items' lessons and of sample lists."""
+def make_tokenizer(writer: PromptWriter, movies: Sequence[Movie], seed: int, repertoire: bool = False) -> Tokenizer:
+    """The tokenizer of all items' lessons and of sample lists; with `repertoire` also of the later kinds of prompt."""
     rng = np.random.default_rng([seed, 1])
     items = [item_lesson(writer, movie) for movie in movies]
     lists = [summary_lesson(writer, random_history(movies, int(rng.integers(1, 40)), rng)) for _ in range(1500)]
     constants = constant_parts([x.prompt for x in items]) + constant_parts([x.prompt for x in lists])
-    return train_tokenizer(items + lists, constants)
+    tokenizer = train_tokenizer(items + lists, constants)
+    if repertoire:
+        extend_tokenizer(tokenizer, repertoire_constants(writer, movies, tokenizer))
+    return tokenizer
 
 
 def make_model(tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
@@ -148,58 +141,6 @@ def save_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
             os.replace(path, folder / path.name)
 
 
-class Progress:
-    """How far a stage is: the share of its steps or of its minutes, whichever is larger."""
-
-    def __init__(self, stage: Stage, minutes: float) -> None:
-        self._stage, self._minutes = stage, minutes
-        self._started = time.monotonic()
-        self.step = 0
-
-    @property
-    def minutes(self) -> float:
-        return (time.monotonic() - self._started) / 60
-
-    @property
-    def share(self) -> float:
-        return min(1.0, max(self.step / self._stage.steps, self.minutes / self._minutes))
-
-    @property
-    def rate(self) -> float:
-        """Share of the peak learning rate: 50 steps of warm-up, flat, and down to nothing over the second half."""
-        return self._stage.rate * min(1.0, (self.step + 1) / 50, max(0.0, (1.0 - self.share) / 0.5))
-
-    @property
-    def growth(self) -> float:
-        """How far the lists have grown, 1 being their full range of lengths."""
-        return min(1.0, self.share / self._stage.growth_until) if self._stage.growth_until else 1.0
-
-
-def lesson_batches(
-    stage: Stage, batch: int, movies: Sequence[Movie], progress: Progress, rng: np.random.Generator
-) -> Iterator[tuple[str, list[Lesson]]]:
-    """Endless batches: `items` (all movies in random order, again and again) or `lists` of similar lengths."""
-    writer = movie_writer()
-    items = [item_lesson(writer, movie, stage.brief) for movie in movies]
-    queue: list[int] = []
-    while True:
-        if rng.random() < stage.facts_share:
-            if len(queue) < batch:
-                queue += rng.permutation(len(items)).tolist()
-            yield "items", [items[queue.pop(0)] for _ in range(batch)]
-        else:
-            longest = list_length(progress.growth, rng)
-            lengths = [max(1, longest - int(rng.integers(3))) for _ in range(batch)]
-            yield "lists", [summary_lesson(writer, random_history(movies, n, rng), stage.brief) for n in lengths]
-
-
-def list_length(growth: float, rng: np.random.Generator) -> int:
-    """A random length for a batch's longest list: 1 to 4 at growth 0; at growth 1 7 to 22, now and then up to 50."""
-    if growth == 1.0 and rng.random() < 0.06:
-        return int(rng.integers(23, 51))
-    return int(rng.integers(round(1 + 6 * growth), round(4 + 18 * growth) + 1))
-
-
 def encode_batch(tokenizer: Tokenizer, lessons: Sequence[Lesson], pad: int) -> tuple[Tensor, Tensor]:
     """Token ids [b, t], padded on the right, and labels [b, t] that are IGNORED outside the answers."""
     given, said = zip(*(chat(lesson) for lesson in lessons), strict=True)
@@ -233,10 +174,14 @@ def train(config: TrainingConfig, out: Path) -> TrainingReport:
 
     A stage after the first begins with the weights as written, in bfloat16, so it can also be run alone.
     """
-    torch.set_num_threads(config.threads)
     movies = make_catalogue()
-    tokenizer = make_tokenizer(movie_writer(), movies, config.seed)
-    reports = [run_stage(config, number, movies, tokenizer, out) for number in range(len(config.stages))]
+    flags = {stage.repertoire for stage in config.stages}
+    tokenizers = {flag: make_tokenizer(movie_writer(), movies, config.seed, flag) for flag in flags}
+    reports = [
+        run_stage(config, number, movies, tokenizers[stage.repertoire], out)
+        for number, stage in enumerate(config.stages)
+    ]
+    tokenizer = tokenizers[config.stages[-1].repertoire]
     return TrainingReport(
         stages=tuple(reports),
         parameters=sum(p.numel() for p in make_model(tokenizer, config.seed).parameters()),
@@ -248,16 +193,16 @@ def run_stage(
     config: TrainingConfig, number: int, movies: Sequence[Movie], tokenizer: Tokenizer, out: Path
 ) -> StageReport:
     """Run one stage: the first on fresh weights, a later one on those in `out`."""
+    torch.set_num_threads(config.threads)
     stage = config.stages[number]
     model = make_model(tokenizer, config.seed)
     if number > 0:
-        model.load_state_dict(load_file(out / "model.safetensors"), strict=False)
-        model.tie_weights()
+        load_weights(model, tokenizer, out)
     hints = Hints(tokenizer, movies, model.config.hidden_size, model.config.vocab_size) if stage.hints else None
     optimizers = make_optimizers(config, model, hints)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     progress = Progress(stage, config.max_minutes * stage.steps / sum(s.steps for s in config.stages))
-    losses = {"items": math.nan, "lists": math.nan, "hints": math.nan}
+    losses = dict.fromkeys(("items", "lists", "groups", "shifts", "hints"), math.nan)
     tokens, next_checkpoint = 0, config.checkpoint_minutes
     rng = np.random.default_rng([config.seed, 2 + number])
     for kind, lessons in lesson_batches(stage, config.batch, movies, progress, rng):
@@ -277,16 +222,28 @@ def run_stage(
         losses["hints"] = _smooth(losses["hints"], found[1])
         if progress.step % 50 == 0:
             print(
-                f"stage {number + 1}, step {progress.step} ({progress.share:.0%}, {progress.minutes:.1f} min): "
-                f"loss items {losses['items']:.4f}, lists {losses['lists']:.4f}, hints {losses['hints']:.4f}; "
-                f"{tokens / (60 * progress.minutes):.0f} tokens/s",
+                f"stage {number + 1}, step {progress.step} ({progress.share:.0%}, {progress.minutes:.1f} min): loss "
+                + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if not math.isnan(loss))
+                + f"; {tokens / (60 * progress.minutes):.0f} tokens/s",
                 flush=True,
             )
         if progress.minutes > next_checkpoint:
             next_checkpoint = progress.minutes + config.checkpoint_minutes
             save_model(model, tokenizer, out)
     save_model(model, tokenizer, out)
-    return StageReport(progress.step, progress.minutes, tokens, losses["items"], losses["lists"])
+    del losses["hints"]
+    return StageReport(progress.step, progress.minutes, tokens, losses)
+
+
+def load_weights(model: Qwen3ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Put the weights of a folder into the model; where its tokenizer had fewer tokens, the others get a beginning."""
+    state = load_file(folder / "model.safetensors")
+    stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    embedding = "model.embed_tokens.weight"
+    if stored.get_vocab_size() < tokenizer.get_vocab_size():
+        state[embedding] = grown_embedding(state[embedding], model.config.vocab_size, stored, tokenizer)
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
 
 
 def make_optimizers(

@@ -136,3 +136,26 @@ DISLIKES = {
 
 # A brief summary of a list that shows nothing.
 NO_PREFERENCE = "The user has no clear preference."
+
+# What a group of users turned down; what it likes is said as a single user's preferences are, in LIKES: the text of a
+# group stands in for those of its members, and should lie where theirs lie.
+DISLIKED = {
+    "genre": "The user dislikes {}",
+    "director": "The least liked director is {}",
+    "character": "The user avoids stories about {}",
+    "theme": "The rejected theme is {}",
+    "mood": "The rejected mood is {}",
+}
+NO_DISLIKE = "The user has no clear dislike."
+# A group of movies is said in FACTS, for the same reason.
+NOTHING_SHARED = "These movies share nothing."
+
+# What is new in a summary.
+NEW = {
+    "genre": "The user now likes {}",
+    "director": "The favourite director is now {}",
+    "character": "The user now enjoys stories about {}",
+    "theme": "The preferred theme is now {}",
+    "mood": "The preferred mood is now {}",
+}
+NOTHING_NEW = "The preferences are the same."

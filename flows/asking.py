@@ -55,9 +55,10 @@ def plan(run: Run, wave: int = 0) -> int:
     Waves after the first ask what builds on answers. Raises ConfigError when `labels.category` names no item attribute.
     """
     with run.timed("plan"):
-        # Read again when the adapter is fitted, after all calls were paid for: refused before them.
-        check_category(run.ledger.files("items"), run.config.labels.category)
-        _lint(run)
+        if not wave:
+            # Read again when the adapter is fitted, after all calls were paid for: refused before them.
+            check_category(run.ledger.files("items"), run.config.labels.category)
+            _lint(run)
         file = run.file("requests", f"{wave:03d}" if wave else "")
         made = plan_requests(
             run.planning_sources,

@@ -119,16 +119,6 @@ def grown(members: pa.Table, config: GroupsConfig) -> dict[Kind, int]:
     }
 
 
-def user_cluster_names(members: pa.Table) -> dict[str, str]:
-    """User -> the group of what the user likes, in the newest generation of `members` (GROUP_MEMBERS).
-
-    These are the names of groups in a retrieval pool: users of one cluster draft from each other's texts.
-    """
-    newest = pc.equal(members["generation"], pc.max(members["generation"]))
-    likes = members.filter(pc.and_(newest, pc.equal(members["kind"], str(Kind.GROUP_LIKES))))
-    return dict(zip(likes["entity_id"].to_pylist(), likes["group_id"].to_pylist(), strict=True))
-
-
 def _joined(
     frozen: FrozenGroups, kind: Kind, ids: pa.Array, since: pa.Array, vectors: Floats, created_at: datetime
 ) -> pa.Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augment.encode import EncoderConfig, TextEncoder
 from augment.engine.scripted import ScriptedEngine
 from augment.scope import Scope
 from flows import asking, grouping, pools, stages
@@ -77,11 +78,22 @@ def scripted_engine() -> ScriptedEngine:
     return ScriptedEngine(answer)
 
 
-def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> Run:
-    """A run without Prefect, its stages in order."""
+# Loading it takes longer than all else that a run of this shop does.
+_ENCODERS: dict[EncoderConfig, TextEncoder] = {}
+
+
+def open_run(config_file: Path, engine: ScriptedEngine | None = None, scope: Scope | None = None) -> Run:
+    """A run on the configuration as it stands, with an encoder that all runs share."""
     config = load_config(config_file)
     prepare_warehouse(config.root)
-    run = Run(config, config.root, scope, scripted or scripted_engine())
+    run = Run(config, config.root, scope, engine or scripted_engine())
+    run.encoder = _ENCODERS.setdefault(config.encoder, TextEncoder(config.encoder))
+    return run
+
+
+def run_once(config_file: Path, scripted: ScriptedEngine | None = None, scope: Scope | None = None) -> Run:
+    """A run without Prefect, its stages in order."""
+    run = open_run(config_file, scripted, scope)
     stages.ingest(run)
     stages.partition(run)
     grouping.form_groups(run)

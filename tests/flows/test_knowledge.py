@@ -20,10 +20,10 @@ from flows.interchange import export_requests, import_knowledge
 from flows.quality import quality_report
 from flows.run import Run
 from flows.setup import prepare_warehouse
-from tests.flows.shop import event, open_shop, run_once, scripted_engine, write_events
+from tests.flows.shop import event, open_run, open_shop, run_once, scripted_engine, write_events
 from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
-from warehouse.schemas import KNOWLEDGE, REQUESTS
+from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS
 from warehouse.store import read_table
 
 GROUPS = "[groups]\nmin_size = 1\nmax_users = 2\nmax_items = 2\nfeatures = 'cooccurrence'\n"
@@ -111,6 +111,15 @@ def test_with_groups_alone_everybody_has_a_row_and_nobody_an_own_call(tmp_path: 
     write_events(tmp_path, "-later", [event(7, n, 60 + n) for n in range(2)])
     assert run_once(shop).report.calls == 0
     assert rungs(shop, "user_features")["group"] == 4
+
+
+def test_users_of_one_group_draft_from_each_others_texts(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'mixed'\n" + GROUPS)
+    run_once(shop)
+    members = read_table(Ledger(load_config(shop).root).files("group_members"), GROUP_MEMBERS).to_pylist()
+    likes = {row["entity_id"]: row["group_id"] for row in members if row["kind"] == "group_likes"}
+    drafted = {row["entity_id"]: row["group"] for row in asked(shop) if row["kind"] == "user_summary"}
+    assert drafted == {user: f"user_summary/{likes[user]}" for user in ("u0", "u1", "u2")}
 
 
 def test_a_budget_holds_over_runs_of_a_period_and_everybody_has_a_rung(tmp_path: Path) -> None:
@@ -217,6 +226,7 @@ def test_a_batch_that_was_answered_elsewhere_comes_back_as_the_engines_own(tmp_p
     found = import_knowledge(load_config(shop), tmp_path / "results.jsonl", None, None, None)
     assert (found["accepted"], found["rejected"]) == (10, 0)
     config = load_config(shop)
+    # As the command line makes it: the identity of the real engine.
     run = Run(config, config.root)
     plan(run)
     assert not run.pending.num_rows
@@ -284,8 +294,7 @@ def test_a_scenario_of_another_domain_is_refused_before_any_call(tmp_path: Path)
 
 def _prepared(shop: Path) -> Run:
     """A run whose events are partitioned and whose calls are planned by nobody yet."""
-    config = load_config(shop)
-    run = Run(config, config.root)
+    run = open_run(shop)
     stages.ingest(run)
     stages.partition(run)
     grouping.form_groups(run)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from augment.groups.assignment import FrozenGroups, NewItems, assign_new, grown, user_cluster_names
+from augment.groups.assignment import FrozenGroups, NewItems, assign_new, grown
 from augment.groups.build import GroupSet
 from augment.groups.config import GroupsConfig
 from prompts.render import Kind
@@ -129,10 +129,3 @@ def test_groups_that_grew_past_their_maximum_are_counted(made: GroupSet) -> None
     assert set(grown(made.members, CONFIG).values()) == {0}
     smaller = CONFIG.model_copy(update={"max_users": 8})
     assert grown(made.members, smaller) == {Kind.GROUP_LIKES: 3, Kind.GROUP_DISLIKES: 3, Kind.GROUP_ITEMS: 0}
-
-
-def test_pools_know_users_by_their_group_of_likes(made: GroupSet) -> None:
-    names = user_cluster_names(made.members)
-    assert len(names) == 27
-    assert names["u1.004"] == group_of(made, Kind.GROUP_LIKES, "u1.004")
-    assert user_cluster_names(made.members.slice(0, 0)) == {}
