@@ -4,8 +4,9 @@ Order: groups (one call serves many), then shifts (they complete a summary that 
     priority = traffic x staleness x uncertainty.
 `traffic` is 1 + the entity's events in the last days of the log: how often its knowledge will be joined. `staleness` is
 how much of what will be joined is missing: of a partition, its share of the user's events from it on (1 for the newest,
-less for one that others followed); of an item 1, or 1/2 where only its catalogue row changed. `uncertainty` is the mean of 4 p (1 - p) over the CTR model's scores of the entity, where such scores are
-given (after CoReLLa, which asks the LLM where the CTR model is unsure), and 1 for an entity that it never scored.
+less for one that others followed); of an item 1, or 1/2 where only its catalogue row changed. `uncertainty` is the mean
+of 4 p (1 - p) over the CTR model's scores of the entity, where such scores are given (after CoReLLa, which asks the LLM
+where the CTR model is unsure), and 1 for an entity that it never scored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -42,6 +42,7 @@ log = logging.getLogger("lorestream.engine")
 
 _MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _STOP_TIMEOUT_S = 30.0
+_LAST_MOMENT_S = 1.0
 
 _CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 
@@ -112,6 +113,8 @@ def killed_by(engine: Any) -> str | None:
     """In words, the signal that ended the engine's own process; None for any other end, or none."""
     manager = getattr(getattr(engine.engine_core, "resources", None), "engine_manager", None)
     for process in manager.processes if manager is not None else ():
+        # Its pipes close a moment before the system can say how it ended.
+        process.join(_LAST_MOMENT_S)
         code = process.exitcode
         if code is not None and code < 0:
             ended = f"its process was ended by {signal.Signals(-code).name}"

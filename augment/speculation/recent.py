@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from augment.speculation.contexts import ContextIndex, build_index
 
-# New texts that are worth a new index: this many, or this part of those indexed.
-_WORTH = 8
+# New texts that are worth a new index: this part of those indexed, and at first every single one. A run's first texts
+# are the ones that it learns most from.
 _WORTH_PART = 1 / 8
-# Texts that finish while an index is made; the step that needs it then seldom waits.
-_LEAD = 4
+# Texts that finish while an index is made, one for so many indexed: the step that needs it then seldom waits.
+_TEXTS_PER_LEAD = 16
+_LONGEST_LEAD = 4
 
 
 class RecentTexts:
@@ -40,11 +41,12 @@ class RecentTexts:
             self._tokens -= len(self._texts.pop(0))
             self._removed += 1
         self._since += 1
-        exchanged = self._making is not None and self._since >= _LEAD
+        lead = min(1 + self._indexed // _TEXTS_PER_LEAD, _LONGEST_LEAD)
+        exchanged = self._making is not None and self._since >= lead
         if self._making is not None and exchanged:
             made, self.dropped, self._indexed = self._making
             self.index, self._making = made.result(), None
-        if self._making is None and self._new_texts() >= max(_WORTH, self._indexed * _WORTH_PART):
+        if self._making is None and self._new_texts() >= max(1, self._indexed * _WORTH_PART):
             self._thread = self._thread or ThreadPoolExecutor(1, "recent-texts")
             made = self._thread.submit(build_index, list(self._texts), self._like)
             self._making = made, self._removed, len(self._texts)

@@ -136,8 +136,8 @@ class Rows:
 
     def room(self, n: int) -> NDArray[np.int64]:
         """How many draft tokens could still become text, for the first `n` rows: the step itself emits one more."""
-        left: NDArray[np.int64] = np.maximum(self._limit[:n] - self._length[:n] - 1, 0)
-        return left * self._drafts[:n]
+        left: NDArray[np.int64] = np.maximum(self._limit[:n] - self._length[:n] - 1, 0) * self._drafts[:n]
+        return left
 
     def draft(self, lengths: NDArray[np.int64]) -> None:
         """Remember how many tokens were drafted for the next step of the first rows."""

@@ -13,6 +13,7 @@ from augment.engine.base import Completion, Request
 from augment.engine.config import OpenAIConfig
 from augment.engine.openai import OpenAIEngine, ServerRefused
 from augment.engine.vllm import PROMPT_TOO_LONG, VllmEngine
+from tests.augment.asked import film_prompts
 from tests.augment.vllm_server import KEY, START_TIMEOUT_S, VllmServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -52,7 +53,7 @@ def served(server: VllmServer, **options: object) -> OpenAIEngine:
     )
 
 
-REQUESTS = [Request(f"key-{i}", f"Tell me about the film number {i}.") for i in range(20)]
+REQUESTS = [Request(f"key-{i}", prompt) for i, prompt in enumerate(film_prompts(20))]
 
 
 def by_key(completions: list[Completion]) -> dict[str, tuple[str, str, int, int]]:

@@ -26,6 +26,7 @@ from augment.engine.vllm import PROMPT_TOO_LONG, EngineConfig, EngineStats, Vllm
 from prompts.hygiene import find_template_token
 from prompts.render import EmptyPrompt, PromptOptions, PromptWriter
 from prompts.scenario import load_scenario
+from tests.augment.asked import film_prompts
 from tests.augment.processes import last_line_of
 from tests.prompts.injections import INJECTIONS, RAW_TOKENS
 from warehouse.errors import ConfigError, InputError
@@ -36,7 +37,7 @@ on_vllm = pytest.mark.engine
 
 
 def requests(n: int) -> list[Request]:
-    return [Request(f"key-{i}", f"Tell me about the film number {i}.") for i in range(n)]
+    return [Request(f"key-{i}", prompt) for i, prompt in enumerate(film_prompts(n))]
 
 
 @on_vllm

@@ -12,6 +12,7 @@ from augment.engine.base import Completion, Request, sampling_of_attempt
 from augment.engine.launch import start_vllm
 from augment.engine.vllm import EngineConfig, VllmEngine
 from augment.speculation.config import SpeculationConfig, UnsupportedVllm, check_vllm
+from tests.augment.asked import film_prompts
 from tests.augment.processes import last_line_of
 from warehouse.errors import ConfigError
 
@@ -27,10 +28,8 @@ def config(concurrent: int, **options: object) -> EngineConfig:
 
 
 def prompts(n: int) -> list[Request]:
-    """Distinct prompts about things that share words, so that texts share much and differ in places."""
-    kinds = ("film", "book", "song", "novel", "series", "play", "album", "story")
-    asked = [f"Tell me about the {kinds[i % 8]} number {i}." for i in range(n)]
-    return [Request(f"key-{i}", prompt, ("a", "b", None)[i % 3]) for i, prompt in enumerate(asked)]
+    """Distinct prompts whose texts share much and differ in places."""
+    return [Request(f"key-{i}", prompt, ("a", "b", None)[i % 3]) for i, prompt in enumerate(film_prompts(n))]
 
 
 def in_process(engine: VllmEngine) -> VllmEngine:
@@ -90,7 +89,7 @@ def test_totals_tell_what_speculation_cost(lossless: VllmEngine) -> None:
 def test_a_pool_given_later_is_drafted_from_and_named_in_every_text(lossless: VllmEngine, tmp_path: Path) -> None:
     from augment.speculation.pool import PoolIdentity, PoolMismatch, RetrievalPool
 
-    asked = [Request(f"key-{i}", f"Which film is like number {i}?") for i in range(4)]
+    asked = [Request(f"key-{i}", prompt) for i, prompt in enumerate(film_prompts(4, seed=1))]
     before = texts(lossless, asked)
     ids = [lossless._tokenizer.encode(c.text, add_special_tokens=False) for c in before.values()]
     pool = RetrievalPool.build(ids, identity=PoolIdentity(model="pocket"))
@@ -234,7 +233,7 @@ def test_sampling_on_a_cpu_drafts_nothing_and_says_so(caplog: pytest.LogCaptureF
 
     if not current_platform.is_cpu():
         pytest.skip("on this device vLLM verifies rightly when sampling")
-    asked = [Request(f"key-{i}", "Tell me about a film.") for i in range(4)]
+    asked = [Request(f"key-{i}", prompt) for i, prompt in enumerate(film_prompts(4))]
     found = []
     for mode in ("off", "lossless"):
         speculation = SpeculationConfig.model_validate({"mode": mode})
@@ -258,7 +257,7 @@ def test_a_second_attempt_is_sampled_as_without_drafts() -> None:
     if not current_platform.is_cpu():
         pytest.skip("on this device vLLM verifies rightly when sampling")
     temperature, seed = sampling_of_attempt(0.0, 0, 1)
-    prompts = [f"Tell me about film number {i}." for i in range(4)]
+    prompts = film_prompts(4)
     plain = in_process(VllmEngine(config(1, temperature=temperature, seed=seed), speculation=None))
     expected = {key: c.text for key, c in texts(plain, [Request(p, p) for p in prompts]).items()}
     plain.close()
