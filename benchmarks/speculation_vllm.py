@@ -37,13 +37,14 @@ STANDIN = SHARED / "models" / "knowledge-standin"
 KNOWLEDGE = ("ml-1m-collective", "amazon-books-collective")
 
 ARMS = ("off", "ngram", "suffix", "lossless", "relaxed")
-# As tuned in the literature and vLLM's own defaults: longer n-gram drafts only lose more in batches.
+# N-gram as tuned in the literature (longer drafts only lose more in batches); suffix decoding at vLLM's own defaults,
+# of which the longest draft is the depth of its tree.
 PEERS: Mapping[str, Mapping[str, object]] = {
     "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 5},
-    "suffix": {"method": "suffix", "num_speculative_tokens": 16},
+    "suffix": {"method": "suffix", "num_speculative_tokens": 24},
 }
-# Requests by concurrency: few enough for a run of all arms to end within a quarter of an hour.
-REQUESTS = {1: 3, 2: 6, 4: 8, 8: 16, 16: 32, 32: 32, 64: 64, 128: 128}
+# Requests by concurrency where they are not twice as many: fewer and a level is mostly its own end, with few at work.
+REQUESTS = {1: 3, 2: 6}
 WARMING = 8
 NO_TITLES = re.compile(r"consisting of\s*,")
 
@@ -108,10 +109,12 @@ class Bench:
         self._engine = start_vllm(config, speculation, job.model, log, further)
         self._tokenizer = self._engine.get_tokenizer()
         self._job, self._names = job, iter(range(1 << 30))
+        self._step_seconds: dict[int, float] = {}
         if ours:
             pool = None if job.pool is None else str(job.pool)
             given = speculation.model_dump(mode="json", exclude_unset=True)
-            self._engine.collective_rpc("speculation_install", args=(given, pool, None, None))
+            (measured,) = self._engine.collective_rpc("speculation_install", args=(given, pool, None, None))
+            self._step_seconds = {int(tokens): seconds for tokens, seconds in measured["step_seconds"].items()}
         if job.arm == "suffix":
             self._engine.collective_rpc(
                 fill_suffix_cache, args=([(templated(self._tokenizer, p), t) for p, t in job.warm],)
@@ -143,6 +146,30 @@ class Bench:
             return {}
         (totals,) = self._engine.collective_rpc("speculation_totals")
         return dict(totals)
+
+    def breakdown(self, spent: Mapping[str, float], seconds: float) -> dict[str, float] | None:
+        """Where the time of a level went: shares of it, and milliseconds of an average step that only decoded.
+
+        `forward` is the model's forward pass over as many tokens without context, from the table measured at start;
+        `rest` is attention over the context, verification, the scheduler and vLLM's own work between steps.
+        """
+        if not spent or not spent["timed_steps"]:
+            return None
+        import numpy as np
+
+        steps = spent["timed_steps"]
+        tokens = spent["timed_tokens"] / steps
+        known = sorted(self._step_seconds.items())
+        forward = float(np.interp(tokens, [n for n, _ in known], [s for _, s in known]))
+        step, proposing = spent["timed_s"] / steps, spent["timed_proposing_s"] / steps
+        return {
+            "reading_prompts_share": round(1 - spent["timed_s"] / seconds, 4),
+            "tokens_read_per_step": round(tokens, 1),
+            "step_ms": round(1e3 * step, 1),
+            "forward_ms": round(1e3 * forward, 1),
+            "proposing_ms": round(1e3 * proposing, 2),
+            "rest_ms": round(1e3 * (step - forward - proposing), 1),
+        }
 
     def relaxed(self) -> int:
         """Tokens that only relaxed verification let pass, of the texts since the last call."""
@@ -191,6 +218,7 @@ def run_child(job: Job) -> dict[str, Any]:
                 "relaxed_share": bench.relaxed() / tokens,
                 "retrieval_us_per_row": 1e6 * spent["retrieval_s"] / max(spent["row_steps"], 1) if spent else None,
                 "share_of_step": spent["proposing_s"] / seconds if spent else None,
+                "breakdown": bench.breakdown(spent, seconds),
                 "texts": {prompt: list(answer.token_ids) for prompt, answer in done},
             }
         return levels
@@ -263,6 +291,7 @@ def summary(runs: Sequence[Mapping[str, Mapping[str, Any]]], level: str) -> dict
         for key in ("tokens_per_step", "drafted_per_step", "relaxed_share", "retrieval_us_per_row", "share_of_step"):
             values = [one[key] for one in levels if one[key] is not None]
             row[key] = round(median(values), 4) if values else None
+        row["breakdown"] = levels[0]["breakdown"]
         figures[arm] = row
     return figures
 

@@ -27,14 +27,14 @@ class SpeculationConfig(BaseModel, frozen=True, extra="forbid"):
     p: float = Field(default=0.1, ge=0.0, lt=1.0)
 
     # A ceiling: the confidence of a draft and the budget of a step decide below it.
-    max_draft_tokens: int = Field(default=16, ge=1, le=128)
+    max_draft_tokens: int = Field(default=32, ge=1, le=128)
     # `measured` drafts what the measured step times say will pay. `fixed` drafts all that is likely enough: a relaxed
     # text then depends on nothing but model, prompt and pool, and speculation may lose time in large batches.
     budget: Literal["measured", "fixed"] = "measured"
     # Of the whole draft up to a token, that it is accepted; the authors' cut is none, SuffixDecoding's 0.1.
     min_probability: float = Field(default=0.1, ge=0.0, lt=1.0)
-    # True: only the pool drafts. False: texts of the running job draft as well, as in the authors' code; a relaxed text
-    # then also depends on what was generated before it.
+    # True: only the pool drafts. False: texts of the running job draft as well, finished or still being written (the
+    # authors' code learns from its own output, too); a relaxed text then also depends on what was generated before it.
     frozen_pool: bool = False
 
     # The guards of `relaxed`; each one's other value (false, empty, None) is the authors' rule as it stands.

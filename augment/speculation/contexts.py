@@ -30,7 +30,8 @@ class ContextIndex(NamedTuple):
     are read-only, so that a memory map and an array of our own are the same type to the compiler.
     """
 
-    followers: NDArray[np.unsignedinteger]  # [n] the token after each context, in the order of contexts; v at the end
+    # [n] the token after each context, in the order of contexts; v at the end, v + 1 where a text goes on unseen
+    followers: NDArray[np.unsignedinteger]
     places: NDArray[np.uint32]  # [n - texts] per token, ascending: the contexts that it follows
     starts: NDArray[
         np.int64
@@ -40,9 +41,14 @@ class ContextIndex(NamedTuple):
     numbers: NDArray[np.int32]  # token id -> 0..v-1, or -1; as long as the largest id needs
 
 
-def build_index(sequences: Sequence[NDArray[np.int32]], like: ContextIndex | None = None) -> ContextIndex:
+def build_index(
+    sequences: Sequence[NDArray[np.int32]],
+    like: ContextIndex | None = None,
+    unended: NDArray[np.bool_] | None = None,
+) -> ContextIndex:
     """The index of `sequences`, its followers at least as wide as those of `like`, for which code may be compiled.
 
+    `unended` [texts] marks texts that are still being written: nothing is known of what follows their last token.
     Raises ValueError for a negative token id and for 2**31 tokens and more.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
@@ -62,10 +68,12 @@ def build_index(sequences: Sequence[NDArray[np.int32]], like: ContextIndex | Non
     stream[begins] = v
     stream[is_token] = numbers[tokens]
     order, starts = _sort_contexts(stream, v)
-    wide = v >= 2**16 or (like is not None and like.followers.itemsize == 4)
+    wide = v + (unended is not None) >= 2**16 or (like is not None and like.followers.itemsize == 4)
     followers: NDArray[np.unsignedinteger] = np.empty(n, np.uint32) if wide else np.empty(n, np.uint16)
     places = np.empty(len(tokens), np.uint32)
     _list_followers(stream, order, starts, v, followers, places)
+    if unended is not None:
+        followers[np.isin(order, (begins + lengths)[unended])] = v + 1
     texts = ((np.cumsum(~is_token, dtype=np.int32) - 1) & TEXT_MASK).astype(np.uint16)[order]
     for array in (followers, places, starts, texts, vocabulary, numbers):
         array.flags.writeable = False

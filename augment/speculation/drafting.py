@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from augment.speculation import evidence, mixing
-from augment.speculation.contexts import MAX_ORDER, begin, build_index, extend
+from augment.speculation.contexts import MAX_ORDER, TEXT_MASK, begin, build_index, extend
 from augment.speculation.evidence import CANDIDATES, COUNT_SLOTS
 from augment.speculation.recent import RecentTexts
 
@@ -35,10 +35,10 @@ _ROWS_PER_THREAD = 16
 class DraftingConfig(BaseModel, frozen=True, extra="forbid"):
     """How long drafts may get, and what they may draw on."""
 
-    max_draft_tokens: int = Field(default=16, ge=1, le=128)
+    max_draft_tokens: int = Field(default=32, ge=1, le=128)
     # Of the path up to a token, that all of it is accepted. Lower drafts more tokens for each that is accepted.
     min_probability: float = Field(default=0.1, ge=0.0, lt=1.0)
-    # True: what is drafted depends on the pool and the request alone, not on which texts were finished before.
+    # True: what is drafted depends on the pool and the request alone, not on the texts written before and beside it.
     frozen: bool = False
     # Recent texts are indexed anew as they grow, beside the steps; these many tokens take about a second of a core.
     recent_tokens: int = Field(default=4_000_000, ge=0)
@@ -61,6 +61,7 @@ class _Rows(NamedTuple):
     prompt: NDArray[np.int64]  # [rows] length of the prompt, -1 before a row's first start
     length: NDArray[np.int64]  # [rows] tokens taken in
     group: NDArray[np.int64]  # [rows] number of the group, -1 for none
+    text: NDArray[np.int64]  # [rows] number of the row's own text among the recent ones, -1 for none
     order: NDArray[np.int64]  # [rows, 2] length of the longest known context
     low: NDArray[np.int64]  # [rows, 2, MAX_ORDER + 1] its intervals by length
     high: NDArray[np.int64]
@@ -89,6 +90,7 @@ class Drafter:
             prompt=np.full(max_rows, -1, np.int64),
             length=np.zeros(max_rows, np.int64),
             group=np.full(max_rows, -1, np.int64),
+            text=np.full(max_rows, -1, np.int64),
             order=np.zeros((max_rows, 2), np.int64),
             low=np.zeros((max_rows, 2, MAX_ORDER + 1), np.int64),
             high=np.zeros((max_rows, 2, MAX_ORDER + 1), np.int64),
@@ -107,6 +109,8 @@ class Drafter:
         """`row` now holds a new request: forget what was known of it."""
         self._rows.prompt[row] = prompt_length
         self._rows.group[row] = -1 if group is None else self._groups.get(group, -1)
+        if not self.config.frozen:
+            self._rows.text[row] = self._recent.begin()
         self._forget(row)
 
     def propose(
@@ -128,6 +132,8 @@ class Drafter:
             raise ValueError(f"Rows {unknown.tolist()} were never started; call start(row, prompt_length) first.")
         for row in rows[lengths[rows] < self._rows.length[rows]]:
             self._forget(int(row))
+        if len(rows) and not self.config.frozen:
+            self._renew_recent(tokens, lengths, rows)
         n, most = len(rows), self.config.max_draft_tokens
         drafts = Drafts(np.zeros((n, most), np.int32), np.zeros((n, most), np.float32))
         limits = np.minimum(limits, most).astype(np.int32, copy=False)
@@ -142,16 +148,29 @@ class Drafter:
         return drafts
 
     def finish(self, row: int, tokens: NDArray[np.int32]) -> None:
-        """Let the finished text `tokens` (output only) be drafted from, unless the config says frozen.
+        """`tokens` (output only) is the whole text of `row`, which is free from now on.
 
-        It takes effect with the next index of recent texts, which is made beside the steps and put into use at a
-        finish that depends on nothing but the number of finished texts.
+        It can be drafted from like all texts of the job, unless the config says frozen: with the next index of recent
+        texts, which is made beside the steps and put into use after a number of steps that depends on nothing but them.
         """
         self._rows.prompt[row] = -1
-        if not self.config.frozen and self._recent.add(np.array(tokens, np.int32)):
-            for other in np.flatnonzero(self._rows.prompt >= 0):
-                # The new index knows nothing of the row yet; its texts keep their slots of affinity.
-                self._rows.order[other, 1] = -1
+        if not self.config.frozen:
+            self._recent.finish(int(self._rows.text[row]), np.array(tokens, np.int32))
+            self._rows.text[row] = -1
+
+    def _renew_recent(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
+        """Let recent texts take in the step that was just done."""
+        prompt, known = self._rows.prompt[rows], self._rows.length[rows]
+        fresh = np.maximum(lengths[rows] - np.maximum(known, prompt), 0)
+
+        def written() -> dict[int, NDArray[np.int32]]:
+            return {
+                int(self._rows.text[row]): tokens[row, self._rows.prompt[row] : lengths[row]].copy() for row in rows
+            }
+
+        if self._recent.step(int(fresh.sum()), written):
+            # The new index knows nothing of the rows yet; texts keep their slots of affinity.
+            self._rows.order[self._rows.prompt >= 0, 1] = -1
 
     def _forget(self, row: int) -> None:
         _forget(self._rows, row, self._base, self._recent.index, self._text_groups, _GROUP_AFFINITY)
@@ -171,6 +190,7 @@ class Drafter:
             self._base,
             self._recent.index,
             self._texts + self._recent.dropped,
+            self._recent.dropped,
             self._mixer,
             tokens,
             lengths,
@@ -193,7 +213,8 @@ class Session:
         config: DraftingConfig | None = None,
         max_length: int = 32_768,
     ) -> None:
-        self._config = config or DraftingConfig()
+        # Alone with its text, it has no others to learn from.
+        self._config = (config or DraftingConfig()).model_copy(update={"frozen": True})
         self._tokens = np.zeros((1, max_length), np.int32)
         self._length = np.zeros(1, np.int32)
         self._drafter = Drafter(pool, self._config, 1, max_length)
@@ -232,8 +253,8 @@ def _forget(rows, row, base, recent, text_groups, group_affinity):  # type: igno
 
 
 @njit(cache=True, nogil=True)
-def _catch_up(rows, row, base, recent, offset, tokens, length):  # type: ignore[no-untyped-def]
-    """Take in the tokens that came since the last call."""
+def _catch_up(rows, row, base, recent, offset, own, tokens, length):  # type: ignore[no-untyped-def]
+    """Take in the tokens that came since the last call; `own` is the row's text among the recent ones, or -1."""
     text, affinity = tokens[row], rows.affinity[row]
     prompt, known = rows.prompt[row], rows.length[row]
     if rows.order[row, 1] < 0:
@@ -252,16 +273,19 @@ def _catch_up(rows, row, base, recent, offset, tokens, length):  # type: ignore[
                 if source == 0:
                     order = evidence.follow_index(base, text[place], order, low, high, affinity, 0, -1)
                 else:
-                    order = evidence.follow_index(recent, text[place], order, low, high, affinity, offset, -1)
+                    order = evidence.follow_index(recent, text[place], order, low, high, affinity, offset, own)
                 rows.order[row, source] = order
     rows.length[row] = length
 
 
 @njit(cache=True, nogil=True)
 def _propose(  # type: ignore[no-untyped-def]
-    rows, base, recent, offset, mixer, tokens, lengths, chosen, limits, least, drafted, probability
+    rows, base, recent, offset, dropped, mixer, tokens, lengths, chosen, limits, least, drafted, probability
 ):
-    """Fill `drafted` and `probability` [n, K] for the `chosen` rows [n]; recent texts count from slot `offset`."""
+    """Fill `drafted` and `probability` [n, K] for the `chosen` rows [n].
+
+    Recent texts count from slot `offset` of the affinities, and from number `dropped`; a row's own is passed over.
+    """
     scratch = evidence.make_scratch()
     room = np.empty((3, mixing.HIDDEN), np.float32)
     low, high = np.empty((2, MAX_ORDER + 1), np.int64), np.empty((2, MAX_ORDER + 1), np.int64)
@@ -270,7 +294,9 @@ def _propose(  # type: ignore[no-untyped-def]
     for i in range(chosen.shape[0]):
         row = chosen[i]
         length = lengths[row]
-        _catch_up(rows, row, base, recent, offset, tokens, length)
+        own = rows.text[row] - dropped
+        own = own & TEXT_MASK if own >= 0 else np.int64(-1)
+        _catch_up(rows, row, base, recent, offset, own, tokens, length)
         size = min(length, reach)
         tail[:size] = tokens[row, length - size : length]
         low[:], high[:] = rows.low[row], rows.high[row]
@@ -286,11 +312,13 @@ def _propose(  # type: ignore[no-untyped-def]
             known = evidence.collect_pool(
                 scratch, known, _POOL_CANDIDATES, base, orders[0], low[0], high[0], affinity, 0, -1
             )
+            shared = orders[0]
             if orders[1]:
                 known = evidence.collect_pool(
-                    scratch, known, CANDIDATES, recent, orders[1], low[1], high[1], affinity, offset, -1
+                    scratch, known, CANDIDATES, recent, orders[1], low[1], high[1], affinity, offset, own
                 )
-            kept = evidence.describe(scratch, known, max(orders[0], orders[1]), rows.seen[row])
+                shared = max(shared, evidence.shared_order(recent, orders[1], low[1], high[1], own))
+            kept = evidence.describe(scratch, known, shared, rows.seen[row])
             token, likely = mixing.most_likely(scratch, kept, mixer, room)
             path *= likely
             # -1 is the end of the text: nothing to draft behind it.

@@ -168,8 +168,9 @@ def collect_pool(scratch, known, room, index, order, low, high, affinity, offset
                 i = low[d] + i if i < before else inner_high + i - before
                 # Sharing a token or two says little of which text is like the request, and costs a cache line.
                 text = np.int64(texts[i]) if d >= SHARED_TOKENS or skipped >= 0 else np.int64(-1)
-                if text < 0 or text != skipped:
-                    number = followers[i]
+                number = followers[i]
+                # Past the end: a text that is still being written says nothing of what follows its last token.
+                if (text < 0 or text != skipped) and number <= end:
                     token = vocabulary[number] if number < end else -1
                     totals[slot] += weight
                     c = _find(candidates, known, token)
@@ -253,6 +254,18 @@ def describe(scratch, known, order, seen):  # type: ignore[no-untyped-def]
         features[k, 4 * orders + 3] = scratch.recency[best]
     base[KEPT] = np.log(max(rest, np.float32(1e-3)))
     return kept
+
+
+@njit(cache=True, nogil=True)
+def shared_order(index, order, low, high, skipped):  # type: ignore[no-untyped-def]
+    """Order of the longest context, up to `order`, that a text other than `skipped` has as well."""
+    if skipped < 0:
+        return order
+    for d in range(order, 0, -1):
+        for i in range(low[d], high[d]):
+            if index.texts[i] != skipped:
+                return d
+    return 0
 
 
 @njit(cache=True, nogil=True)

@@ -159,7 +159,8 @@ def _trace(index, tokens, prompt_length, text, slots, features, context, base, l
             head = heads[tokens[place - 1] & (evidence.COUNT_SLOTS - 1)]
             known = evidence.collect_own(scratch, tokens, links, head, tokens[:place], place)
         known = evidence.collect_pool(scratch, known, CANDIDATES, index, order, low, high, affinity, 0, text)
-        kept = evidence.describe(scratch, known, order, seen)
+        shared = evidence.shared_order(index, order, low, high, text)
+        kept = evidence.describe(scratch, known, shared, seen)
         truth = tokens[place] if place < tokens.shape[0] else -1
         row = place - prompt_length
         label[row] = KEPT

@@ -35,7 +35,8 @@ class Totals:
     `row_steps` counts decoding steps of single requests, so `accepted / row_steps + 1` is tokens per step; `drafts`
     those that verified at least one draft token. `retrieval_s` is what the drafter took of all steps, `proposing_s`
     that with the bookkeeping around it. `timed_s` is the time of the `timed_steps` steps that did nothing but decode,
-    and `plain_s` what their tokens would have taken in steps without drafts, by the clock fitted to these.
+    `timed_tokens` what the model read in them, and `plain_s` what the tokens they emitted would have taken in steps
+    without drafts, by the clock fitted to these.
     """
 
     steps: int = 0
@@ -47,6 +48,7 @@ class Totals:
     proposing_s: float = 0.0
     timed_steps: int = 0
     timed_s: float = 0.0
+    timed_tokens: int = 0
     timed_proposing_s: float = 0.0
     plain_s: float = 0.0
 
@@ -148,6 +150,7 @@ class PoolProposer:
             return
         totals.timed_steps += 1
         totals.timed_s += now - asked.began
+        totals.timed_tokens += asked.tokens
         totals.timed_proposing_s += asked.proposing_s
         if self.clock is not None:
             self.clock.observe(asked.tokens, now - asked.began)

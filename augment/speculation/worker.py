@@ -25,8 +25,8 @@ from augment.speculation.verification import Relaxation, exact_bits
 # Steps of more tokens than this are extrapolated: by then time grows in a straight line on any device.
 _MOST_MEASURED = 512
 
-# Enough finished texts for an index of recent ones to be made and put into use.
-_TEXTS_TO_COMPILE = 16
+# Enough steps for an index of recent texts to be made and put into use.
+_STEPS_TO_COMPILE = 4
 
 
 class SpeculationWorker:
@@ -136,10 +136,10 @@ def _drafter(config: SpeculationConfig, pool: RetrievalPool | None, runner: Any)
 def _compile(pool: RetrievalPool | None, drafting: DraftingConfig) -> None:
     """Draft, finish and draft again with a drafter that is thrown away: compiling takes seconds the first time on a
     machine, and the first steps of a run are no place for it."""
-    drafter = Drafter(pool, drafting, 1, 64)
-    tokens, length, row = np.zeros((1, 64), np.int32), np.full(1, 8, np.int32), np.zeros(1, np.int32)
+    drafter = Drafter(pool, drafting, 1, 256)
+    tokens, row = np.zeros((1, 256), np.int32), np.zeros(1, np.int32)
     for _ in range(2):
         drafter.start(0, 4)
-        drafter.propose(tokens, length, row, row + 2)
-        for _ in range(_TEXTS_TO_COMPILE):
-            drafter.finish(0, tokens[0, :8])
+        for step in range(1, 1 + _STEPS_TO_COMPILE):
+            drafter.propose(tokens, np.full(1, 60 * step, np.int32), row, row + 2)
+        drafter.finish(0, tokens[0])

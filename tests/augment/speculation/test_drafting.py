@@ -50,7 +50,7 @@ class Batch:
 
 def fresh(pool: RetrievalPool | None, prompt: list[int], output: list[int], group: str | None = None) -> Drafts:
     """What a drafter that never saw anything else drafts."""
-    batch = Batch(pool, 1)
+    batch = Batch(pool, 1, frozen=True)
     batch.start(0, prompt, group)
     batch.write(0, prompt + output)
     return batch.propose([0])
@@ -77,7 +77,7 @@ def test_known_text_is_drafted(pool: RetrievalPool) -> None:
 def test_drafts_do_not_depend_on_the_steps_before(pool: RetrievalPool) -> None:
     prompt, text = [9, 8, 7], phrased(1, seed=3)[0]
     rng = np.random.default_rng(0)
-    batch = Batch(pool)
+    batch = Batch(pool, frozen=True)
     batch.start(2, prompt, "g1")
     place = 0
     while place < len(text):
@@ -88,7 +88,7 @@ def test_drafts_do_not_depend_on_the_steps_before(pool: RetrievalPool) -> None:
 
 def test_rows_do_not_see_each_other(pool: RetrievalPool) -> None:
     texts = phrased(4, seed=4)
-    batch = Batch(pool)
+    batch = Batch(pool, frozen=True)
     for row, text in enumerate(texts):
         batch.start(row, text[:5])
         batch.write(row, text[: 20 + row])
@@ -112,7 +112,7 @@ def test_threads_change_nothing(pool: RetrievalPool) -> None:
 
 def test_a_reused_row_forgets(pool: RetrievalPool) -> None:
     first, second = phrased(2, seed=6)
-    batch = Batch(pool)
+    batch = Batch(pool, frozen=True)
     batch.start(1, first[:10], "g2")
     batch.write(1, first)
     batch.propose([1])
@@ -124,7 +124,7 @@ def test_a_reused_row_forgets(pool: RetrievalPool) -> None:
 def test_a_text_that_shrinks_is_taken_in_anew(pool: RetrievalPool) -> None:
     # As when a request is preempted and comes back with fewer tokens, and then goes another way.
     text, other = phrased(2, seed=7)
-    batch = Batch(pool)
+    batch = Batch(pool, frozen=True)
     batch.start(0, text[:6], "g3")
     batch.write(0, text)
     batch.propose([0])
@@ -162,10 +162,9 @@ def test_the_prompt_is_copied_from_without_any_pool() -> None:
     assert drafts.tokens[0, :6].tolist() == title[4:10]
 
 
-def _finish_many(batch: Batch, text: list[int]) -> None:
-    for number in range(20):
-        batch.start(3, [1])
-        batch.drafter.finish(3, np.array(text if number == 0 else [number + 900] * 5, np.int32))
+def _finish(batch: Batch, text: list[int]) -> None:
+    batch.start(3, [1])
+    batch.drafter.finish(3, np.array(text, np.int32))
 
 
 def test_finished_texts_are_drafted_from() -> None:
@@ -174,7 +173,9 @@ def test_finished_texts_are_drafted_from() -> None:
     batch.start(0, [5, 6])
     batch.write(0, [5, 6, *text[:8]])
     assert not batch.propose([0]).probability.any()
-    _finish_many(batch, text)
+    _finish(batch, text)
+    # One step to start the index, one to put it into use.
+    batch.propose([0])
     # A row that was under way when the index changed, and one that started after.
     assert batch.propose([0]).tokens[0, :4].tolist() == text[8:12]
     batch.start(1, [7])
@@ -186,10 +187,56 @@ def test_finished_texts_are_drafted_from() -> None:
 def test_a_frozen_drafter_learns_nothing(pool: RetrievalPool) -> None:
     text = list(range(400, 460))
     batch = Batch(pool, frozen=True)
-    _finish_many(batch, text)
+    _finish(batch, text)
     batch.start(0, [5, 6])
     batch.write(0, [5, 6, *text[:8]])
-    assert_same(batch.propose([0]), 0, fresh(pool, [5, 6], text[:8]))
+    for _ in range(3):
+        assert_same(batch.propose([0]), 0, fresh(pool, [5, 6], text[:8]))
+
+
+def test_texts_under_way_are_drafted_from_by_others() -> None:
+    text = list(range(200, 300))
+    batch = Batch(None)
+    for row, prompt in ((0, [5, 6]), (1, [7])):
+        batch.start(row, prompt)
+    batch.write(0, [5, 6, *text[:60]])
+    batch.write(1, [7, *text[:8]])
+    assert not batch.propose([0, 1]).probability.any()
+    batch.write(0, [5, 6, *text[:62]])
+    drafts = batch.propose([0, 1])
+    # The one ahead has nobody to draft from: its own text is no evidence that it will repeat itself.
+    assert not drafts.probability[0].any()
+    assert drafts.tokens[1, :16].tolist() == text[8:24]
+    # Where the one ahead was when the index was made, nothing is known: neither a token nor an end.
+    batch.write(1, [7, *text[:60]])
+    assert not batch.propose([1]).probability.any()
+
+
+def test_a_text_that_was_given_up_is_forgotten() -> None:
+    """vLLM moved its request to another row, or preempted it: the text goes on elsewhere under a new number."""
+    text = list(range(200, 300))
+    batch = Batch(None)
+    batch.start(0, [5, 6])
+    batch.start(1, [7])
+    batch.write(0, [5, 6, *text[:60]])
+    batch.write(1, [7, *text[:8]])
+    batch.propose([0, 1])
+    assert batch.propose([0, 1]).probability[1].any()
+    batch.start(0, [8])
+    batch.write(0, [8, *range(300, 360)])
+    batch.propose([0, 1])
+    assert not batch.propose([0, 1]).probability[1].any()
+
+
+def test_alone_a_row_drafts_as_if_it_learned_nothing(pool: RetrievalPool) -> None:
+    text = phrased(1, seed=12)[0] * 3
+    learning, frozen = Batch(pool), Batch(pool, frozen=True)
+    for batch in (learning, frozen):
+        batch.start(0, [5, 6])
+    for place in range(0, len(text), 7):
+        for batch in (learning, frozen):
+            batch.write(0, [5, 6, *text[:place]])
+        assert_same(learning.propose([0]), 0, frozen.propose([0]))
 
 
 def test_two_drafters_that_saw_the_same_texts_agree() -> None:
@@ -197,12 +244,12 @@ def test_two_drafters_that_saw_the_same_texts_agree() -> None:
     found = []
     for _ in range(2):
         batch = Batch(None)
-        for text in texts[:50]:
-            batch.start(3, text[:1])
-            batch.drafter.finish(3, np.array(text, np.int32))
         batch.start(0, texts[55][:3])
-        batch.write(0, texts[55][:30])
-        found.append(batch.propose([0]))
+        for place, text in enumerate(texts[:50], 3):
+            _finish(batch, text)
+            batch.write(0, texts[55][:place])
+            drafts = batch.propose([0])
+        found.append(drafts)
     assert found[0].probability.any()
     assert_same(found[0], 0, found[1])
 
