@@ -85,6 +85,17 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_call_fits_the_budget(self) -> Self:
+        most = self.budget.max_output_tokens
+        if most and most < self.engine.max_new_tokens:
+            raise ValueError(
+                f"budget.max_output_tokens = {most} is less than the engine.max_new_tokens = "
+                f"{self.engine.max_new_tokens} that one answer may have, so no call would ever be made. Raise the "
+                "first or lower the second; 0 makes none on purpose"
+            )
+        return self
+
     @property
     def scenario(self) -> str:
         """The scenario's name, or its path made absolute when a file of that name lies beside this one."""
