@@ -21,6 +21,7 @@ from augment.scope import Scope
 from flows import asking, grouping, stages
 from flows.config import Config
 from flows.run import Run, closing_run
+from warehouse.answers import IMPORTED
 from warehouse.errors import InputError, UsageError
 from warehouse.inputs import REJECTED
 from warehouse.lock import writer_lock
@@ -90,9 +91,15 @@ def import_knowledge(
             found |= _import_groups(run, members, as_of, faults)
         accepted = _accept(run, texts, results)
         faults += accepted.faults
+        rivals = _rivals(run, accepted)
         _store(run, file, accepted, faults)
         kinds = set(accepted.accepted) - {str(kind) for kind in config.knowledge.kinds}
         notes = list(run.report.notes)
+        if rivals:
+            notes.append(
+                f"{rivals} of these are about something that an earlier import has texts about: of usable ones the "
+                "newest is used"
+            )
         if kinds:
             notes.append(
                 f"{', '.join(sorted(kinds))} are stored, but knowledge.mode = {config.knowledge.mode!r} with cascade = "
@@ -183,6 +190,20 @@ def _store(run: Run, source: Path, accepted: Accepted, faults: Iterable[ImportFa
         add["rejected"] = [write_table(run.file("rejected", "knowledge"), pa.Table.from_pylist(rows, REJECTED)).path]
     stats = {"accepted": accepted.accepted, "statuses": accepted.statuses, "rejected": len(rows)}
     run.ledger.commit("import", add=add, stats=stats, now=run.clock())
+
+
+def _rivals(run: Run, accepted: Accepted) -> int:
+    """How many of the new texts are about something that a stored imported text is about."""
+    with connect() as con:
+        parquet_view(con, "requests", run.ledger.files("requests"), REQUESTS)
+        con.register("accepted", accepted.requests)
+        [(rivals,)] = con.execute(
+            "SELECT count(*) FROM accepted a SEMI JOIN requests r ON r.kind = a.kind AND r.entity_id = a.entity_id "
+            "AND r.partition_no IS NOT DISTINCT FROM a.partition_no AND starts_with(r.engine_id, $imported)",
+            {"imported": IMPORTED},
+        ).fetchall()
+    found: int = rivals
+    return found
 
 
 def _keys(name: str, files: Collection[Path], schema: pa.Schema) -> set[str]:

@@ -226,10 +226,15 @@ def test_imported_texts_take_the_place_of_calls(tmp_path: Path) -> None:
     found = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
     assert (found["accepted"], found["rejected_by_reason"]) == (8, {"empty_text": 1})
     again = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
-    assert (again["accepted"], again["unchanged"]) == (8, 8)
+    assert (again["accepted"], again["unchanged"], again["notes"]) == (8, 8, [])
+    pq.write_table(
+        pa.table({"item_id": ids[:2], "text": ["A lamp.", "A bulb."], "model": ["m"] * 2}), tmp_path / "b.parquet"
+    )
+    other = import_knowledge(load_config(shop), tmp_path / "b.parquet", "item", None, None)
+    assert any(note.startswith("2 of these are about something") for note in other["notes"])  # type: ignore[attr-defined]
     assert run_once(shop).report.calls_by_kind == {"user_summary": 9, "item_facts": 1}
     rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
-    assert Counter(row["model"].startswith("elsewhere") for row in rows) == {True: 8, False: 1}
+    assert Counter(row["model"].split("@")[0] for row in rows) == {"elsewhere": 6, "m": 2, "scripted": 1}
 
 
 def test_a_batch_that_was_answered_elsewhere_comes_back_as_the_engines_own(tmp_path: Path) -> None:
