@@ -47,7 +47,9 @@ def ask(
         # What one wave leaves of the budget goes to those who were left waiting: answers are often shorter than they
         # might have been, and not every summary has a shift.
         waves = run.config.knowledge.waves
-        if not ((waves and planned) or (made and (waves or run.report.calls_waiting))):
+        # The second is looked at in any case: an earlier run may have ended between the two, or wanted no cascade.
+        more = (planned or made or not wave) if waves else (made and run.report.calls_waiting)
+        if not more:
             return
 
 

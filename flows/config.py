@@ -176,6 +176,9 @@ def _faults(error: ValidationError) -> str:
             lines.append(f"unknown key `{where}` = {fault['input']!r}: remove it or correct its spelling")
         elif fault["type"] == "missing":
             lines.append(f"no `{where}`, which is required: add it")
+        elif not place:
+            # Of two sections that do not go together; both stand in the message.
+            lines.append(fault["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"`{where}` = {fault['input']!r}: {fault['msg']}")
     return "; ".join(lines) + ". `lorestream init` writes a file with every key explained."

@@ -12,7 +12,7 @@ import lorestream
 from augment.engine.errors import EngineFailed
 from augment.engine.scripted import ScriptedEngine
 from flows import grouping, stages
-from flows.asking import forecast, plan
+from flows.asking import call_engine, forecast, plan
 from flows.cli import call
 from flows.config import load_config
 from flows.factors import propose_factors
@@ -20,7 +20,7 @@ from flows.interchange import export_requests, import_knowledge
 from flows.quality import quality_report
 from flows.run import Run
 from flows.setup import prepare_warehouse
-from tests.flows.shop import event, open_run, open_shop, run_once, scripted_engine, write_events, write_items
+from tests.flows.shop import SILENT, event, open_run, open_shop, run_once, scripted_engine, write_events, write_items
 from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
 from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS, TIMESTAMP
@@ -88,6 +88,9 @@ def test_an_interrupted_wave_goes_on_to_the_same_knowledge(tmp_path: Path, casca
     for failures in (3, 5):
         with pytest.raises(EngineFailed):
             run_once(broken, ScriptedEngine(lambda p: f"A view of {len(p)} things.", fail_after=failures))
+    # Ended between two waves, with nothing left to ask of the first.
+    while plan(between := open_run(broken)) or between.pending.num_rows:
+        call_engine(between, SILENT)
     run_once(broken, scripted_engine())
     run_once(whole)
     steps = [Counter((r["kind"], r["entity_id"], r["partition_no"]) for r in asked(shop)) for shop in (whole, broken)]
@@ -403,6 +406,34 @@ def test_a_text_from_elsewhere_that_is_no_use_takes_nobodys_place(tmp_path: Path
     assert run_once(shop).report.calls_by_kind == {"user_summary": 1, "item_facts": 8}
     rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
     assert {row["rung"] for row in rows} == {"own"}
+
+
+def test_what_is_asked_may_change_between_runs_and_only_what_is_missing_is_paid_for(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "", users=2, events_each=8)
+    plain = shop.read_text()
+    calls = {}
+    for step, settings in enumerate(
+        (
+            "",
+            "[knowledge]\ncascade = 'shift'\n",
+            "[knowledge]\ncascade = 'summary'\n",
+            "[knowledge]\nmode = 'collective'\n" + GROUPS,
+            "[knowledge]\nmode = 'mixed'\ncascade = 'shift'\n" + GROUPS,
+            "",
+        )
+    ):
+        shop.write_text(plain + settings)
+        calls[step] = run_once(shop).report.calls_by_kind
+    assert calls == {
+        0: {"user_summary": 6, "item_facts": 9},
+        1: {"user_shift": 4},
+        2: {},
+        3: {"group_likes": 1, "group_items": 6},
+        4: {},
+        5: {},
+    }
+    keys = answered(shop)
+    assert len(keys) == len(set(keys))
 
 
 def _group_files(folder: Path) -> tuple[Path, Path]:
