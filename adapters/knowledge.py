@@ -90,7 +90,10 @@ def user_vectors(stored: Stored) -> EntityVectors:
 
 
 def item_vectors(stored: Stored) -> EntityVectors:
-    """One row per answered item version, with the embedding of its facts, or what the ladder gives instead."""
+    """One row per answered item version, with the embedding of its facts, or what the ladder gives instead.
+
+    Where a version's text is unusable, that of the version before it stands.
+    """
     return _read(stored, ITEM_KIND, "true")
 
 
@@ -118,6 +121,8 @@ def _read(stored: Stored, kind: str, condition: str) -> EntityVectors:
         if kind == USER_KIND:
             shifts = _load(con, stored, SHIFT_KIND, condition) if SHIFT_KIND in stored.kinds else _nothing(stored.dim)
             own = _fuse(_merge(own, shifts))
+        else:
+            own = _carry(own)
         groups = stored.group_kinds(kind)
         if not groups:
             return own
@@ -130,7 +135,7 @@ def _read(stored: Stored, kind: str, condition: str) -> EntityVectors:
             memberships,
             stored.dim,
         )
-        return _with_rungs(own, climbed, kind)
+        return _with_rungs(own, climbed)
 
 
 def _load(con: duckdb.DuckDBPyConnection, stored: Stored, kind: str, condition: str) -> EntityVectors:
@@ -225,15 +230,13 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
 
 
 def _fuse(loaded: EntityVectors) -> EntityVectors:
+    """A user's rows with the mean over the partitions up to each."""
     if not loaded.has_vector.any():
         return loaded
-    users = np.asarray(loaded.rows.column("entity_id").combine_chunks().dictionary_encode().indices)
+    users, newest, has = _newest_known(loaded)
     numbers = np.asarray(loaded.rows.column("partition_no"))
     keep = loaded.has_vector
     fused = mean_fusion(users[keep], numbers[keep], loaded.vectors[keep])
-    # The newest row with knowledge at or before each row, if it belongs to the same user.
-    newest = np.maximum.accumulate(np.where(keep, np.arange(len(keep)), -1))
-    has = (newest >= 0) & (users[np.maximum(newest, 0)] == users)
     position = np.cumsum(keep) - 1
     vectors = np.zeros_like(loaded.vectors)
     vectors[has] = fused[position[newest[has]]]
@@ -244,6 +247,26 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
         digests.append(before)
     rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
     return EntityVectors(_annotated(rows, has, digests), vectors, has)
+
+
+def _carry(loaded: EntityVectors) -> EntityVectors:
+    """An item's rows; where a version's own text is unusable, that of the version before it stands."""
+    if loaded.has_vector.all():
+        return loaded
+    _items, newest, has = _newest_known(loaded)
+    source = np.maximum(newest, 0)
+    vectors = np.where(has[:, None], loaded.vectors[source], 0).astype(np.float32)
+    texts = loaded.rows.column("texts_digest").to_pylist()
+    digests = [texts[row] if known else _NO_TEXTS for row, known in zip(source, has, strict=True)]
+    rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
+    return EntityVectors(_annotated(rows, has, digests), vectors, has)
+
+
+def _newest_known(loaded: EntityVectors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By row: its entity's number, the newest row with a vector up to it, and whether that is of the same entity."""
+    entities = np.asarray(loaded.rows.column("entity_id").combine_chunks().dictionary_encode().indices)
+    newest = np.maximum.accumulate(np.where(loaded.has_vector, np.arange(len(entities)), -1))
+    return entities, newest, (newest >= 0) & (entities[np.maximum(newest, 0)] == entities)
 
 
 def _digest_of(parts: Sequence[str]) -> str:
@@ -290,26 +313,30 @@ def _memberships(
     return found
 
 
-def _with_rungs(own: EntityVectors, climbed: Climbed, kind: str) -> EntityVectors:
-    """The entities' own rows and those that the ladder adds, in order of (entity, time)."""
+def _with_rungs(own: EntityVectors, climbed: Climbed) -> EntityVectors:
+    """The entities' own rows and those that the ladder adds or puts in their place, in order of (entity, time)."""
     if not climbed.rows.num_rows:
         return own
-    confirming = np.asarray(climbed.own_row >= 0)
-    source = np.maximum(climbed.own_row, 0)
     added = climbed.rows
-    if confirming.any():
-        repeated = own.rows.take(pa.array(source, pa.int64()))
-        taken = pa.array(confirming)
-        for name in ("partition_no", "request_key", "source_digest", "prompt_version", "status", "model", "rung",
-                     "texts_digest"):  # fmt: skip
-            merged = pa.compute.if_else(taken, repeated.column(name), added.column(name))
-            added = added.set_column(added.schema.get_field_index(name), name, merged)
+    repeated, replaced = climbed.own_row >= 0, climbed.replaces >= 0
+    lineage = ("partition_no", "request_key", "source_digest", "prompt_version", "status", "model")
+    # Whose place a row takes says when and of what it is, and why something else stands there.
+    for taken, source, names in (
+        (repeated, climbed.own_row, (*lineage, "rung", "texts_digest")),
+        (replaced, climbed.replaces, (*lineage, "valid_from")),
+    ):
+        if taken.any():
+            rows = own.rows.take(pa.array(np.maximum(source, 0), pa.int64()))
+            for name in names:
+                merged = pa.compute.if_else(pa.array(taken), rows.column(name), added.column(name))
+                added = added.set_column(added.schema.get_field_index(name), name, merged)
     vectors = climbed.vectors.copy()
-    vectors[confirming] = own.vectors[source[confirming]] if confirming.any() else 0
-    added = added.append_column("confirms", pa.array(confirming))
-    rows = pa.concat_tables([own.rows, added.select(own.rows.column_names).cast(own.rows.schema)])
-    has = np.concatenate([own.has_vector, climbed.has_vector | confirming])
-    together = EntityVectors(rows, np.concatenate([own.vectors, vectors]), has)
+    vectors[repeated] = own.vectors[climbed.own_row[repeated]]
+    added = added.append_column("confirms", pa.array(climbed.confirms))
+    kept = own.take(np.setdiff1d(np.arange(own.rows.num_rows), climbed.replaces))
+    rows = pa.concat_tables([kept.rows, added.select(kept.rows.column_names).cast(kept.rows.schema)])
+    has = np.concatenate([kept.has_vector, climbed.has_vector | repeated])
+    together = EntityVectors(rows, np.concatenate([kept.vectors, vectors]), has)
     order = pa.compute.sort_indices(
         rows.append_column("at", pa.array(np.arange(rows.num_rows))),
         [("entity_id", "ascending"), ("valid_from", "ascending"), ("at", "ascending")],

@@ -75,13 +75,27 @@ class Membership:
 class Climbed:
     """Rows that the ladder adds, with their vectors [n, d].
 
-    Where `own_row` is not -1, the entity's own row of that number holds at that instant already.
+    Where `own_row` is not -1, the entity's own row of that number holds at that instant already. Where `replaces` is
+    not -1, the own row of that number is without a vector, and this one stands in its place. `confirms` says of a row
+    that what holds before it holds on.
     """
 
     rows: pa.Table
     vectors: np.ndarray
     has_vector: np.ndarray
     own_row: np.ndarray
+    replaces: np.ndarray
+    confirms: np.ndarray
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What stands for an entity from `micros` (since 1970) on: texts, and the groups that they are of."""
+
+    at: datetime
+    micros: int
+    parts: Sequence[GroupText]
+    place: Sequence[str]
 
 
 def group_vectors(tree: pa.Table, texts: pa.Table, vectors: np.ndarray, has_vector: np.ndarray) -> GroupTexts:
@@ -138,77 +152,139 @@ def climb(
     """The rows that stand in where own knowledge (in order of entity) is missing.
 
     Of everybody in `universe` (entity_id, partition_no, valid_from, source_digest) or in a group: a row from each
-    clustering on, with the mean of what the entity's groups stand for, or a repetition of its own; and for who has no
-    row of its own at all, one that says so, so that nobody is left out. `dim` is the width d of all vectors.
+    clustering on and from each group that is joined later, with the mean of what the entity's groups stand for, or a
+    repetition of its own; instead of each own row without a vector, one with what stands in for it then; and for who
+    has no row of its own at all, one at the beginning that says so, so that nobody is left out. `dim` is the width d of
+    all vectors.
     """
     own = _first_and_last(own_entities.to_pylist())
     moments = own_valid_from.cast(pa.int64()).to_numpy()
     joined = [_by_entity(m.members) for m in memberships]
-    starts = {
-        row["entity_id"]: row for row in universe.select(["entity_id", "partition_no", "valid_from", "source_digest"])
-        .to_pylist()
-    }  # fmt: skip
+    columns = ["entity_id", "partition_no", "valid_from", "source_digest"]
+    starts = {row["entity_id"]: row for row in universe.select(columns).to_pylist()}
     generations = sorted({g for m in memberships for g in m.texts.as_of})
-    rows: list[dict[str, object]] = []
-    vectors: list[np.ndarray] = []
-    own_row: list[int] = []
-    has: list[bool] = []
-
-    def add(row: dict[str, object], vector: np.ndarray | None, own_at: int = -1) -> None:
-        rows.append(row)
-        vectors.append(np.zeros(dim, np.float32) if vector is None else vector)
-        has.append(vector is not None)
-        own_row.append(own_at)
-
+    out = _Rows(dim)
     for entity in sorted({*starts, *(e for members in joined for e in members)}):
         first, last = own.get(entity, (0, 0))
-        if first == last and entity in starts:
-            start = starts[entity]
-            add(_row(entity, start["valid_from"], start["source_digest"], start["partition_no"]), None)
-        for generation in generations:
-            parts, at, place = _standing(entity, generation, memberships, joined)
-            if not parts or at is None:
-                continue
-            micros = pa.scalar(at, TIMESTAMP).cast(pa.int64()).as_py()
-            before = [r for r in range(first, last) if own_has_vector[r] and moments[r] <= micros]
+        start = starts.get(entity)
+        stand_ins = _stand_ins(entity, generations, memberships, joined, None if start is None else start["valid_from"])
+        for stand_in in stand_ins:
+            before = [r for r in range(first, last) if own_has_vector[r] and moments[r] <= stand_in.micros]
             if before:
-                add(_row(entity, at, "", None), None, before[-1])
-                continue
-            text = parts[0]
-            row = _row(entity, at, digest(place), None)
+                out.add(_row(entity, stand_in.at, "", None), own_row=before[-1], confirms=True)
+            else:
+                out.add(_row(entity, stand_in.at, digest(stand_in.place), None), stand_in)
+        for row in range(first, last):
+            held = _holding(stand_ins, moments[row]) if not own_has_vector[row] else None
+            if held is not None:
+                out.add(_row(entity, None, "", None), held, replaces=row)
+        if first == last and start is not None:
+            held = _holding(stand_ins, _micros(start["valid_from"]))
+            beginning = _row(entity, start["valid_from"], start["source_digest"], start["partition_no"])
+            if held is None:
+                out.add(beginning)
+            elif held.at < start["valid_from"]:
+                # Before there was a stand-in, a row that nothing is known may have been published for that instant.
+                out.add(beginning, held, confirms=True)
+    return out.climbed()
+
+
+class _Rows:
+    """Collects the rows of `Climbed`."""
+
+    def __init__(self, dim: int) -> None:
+        self._rows: list[dict[str, object]] = []
+        self._vectors: list[np.ndarray] = []
+        self._has: list[bool] = []
+        self._about: list[tuple[int, int, bool]] = []
+        self._nothing = np.zeros(dim, np.float32)
+
+    def add(
+        self,
+        row: dict[str, object],
+        stand_in: _StandIn | None = None,
+        *,
+        own_row: int = -1,
+        replaces: int = -1,
+        confirms: bool = False,
+    ) -> None:
+        """Take in `row`, with what `stand_in` stands for written into it."""
+        if stand_in is not None:
+            parts, text = stand_in.parts, stand_in.parts[0]
             row["rung"] = str(Rung.GROUP if any(p.rung is Rung.GROUP for p in parts) else Rung.GLOBAL)
             row["status"], row["texts_digest"] = OK, digest([p.texts_digest for p in parts])
             row["request_key"], row["prompt_version"], row["model"] = text.request_key, text.prompt_version, text.model
-            add(row, np.stack([p.vector for p in parts]).mean(axis=0))
-    return Climbed(
-        pa.Table.from_pylist(rows, _ROWS),
-        np.array(vectors, np.float32).reshape(len(rows), dim),
-        np.array(has, bool),
-        np.array(own_row, np.int64),
-    )
+        self._rows.append(row)
+        self._has.append(stand_in is not None)
+        parts = [] if stand_in is None else stand_in.parts
+        self._vectors.append(np.stack([p.vector for p in parts]).mean(axis=0) if parts else self._nothing)
+        self._about.append((own_row, replaces, confirms))
+
+    def climbed(self) -> Climbed:
+        """All of them."""
+        own_row, replaces, confirms = np.array(self._about, np.int64).reshape(-1, 3).T
+        return Climbed(
+            pa.Table.from_pylist(self._rows, _ROWS),
+            np.array(self._vectors, np.float32).reshape(len(self._rows), len(self._nothing)),
+            np.array(self._has, bool),
+            own_row,
+            replaces,
+            confirms.astype(bool),
+        )
 
 
-def _standing(
+def _stand_ins(
     entity: str,
-    generation: int,
+    generations: Sequence[int],
     memberships: Sequence[Membership],
     joined: Sequence[Mapping[str, Mapping[int, tuple[str, datetime]]]],
-) -> tuple[list[GroupText], datetime | None, list[str]]:
-    """What stands for an entity in one generation, from when on, and the groups that it is in."""
-    parts: list[GroupText] = []
-    at: datetime | None = None
-    place: list[str] = [str(generation)]
-    for membership, members in zip(memberships, joined, strict=True):
-        group, since = members.get(entity, {}).get(generation, (None, membership.texts.as_of.get(generation)))
-        text = membership.texts.leaves.get(group) if group else None
-        # Who is in another kind's group needs no stranger's average beside it.
-        if text is None and (group or not any(entity in others for others in joined)):
-            text = membership.texts.anybody.get(generation)
-        if text is not None and since is not None:
-            parts.append(text)
-            place.append(group or "")
-            at = since if at is None else max(at, since)
-    return parts, at, place
+    start: datetime | None,
+) -> list[_StandIn]:
+    """What stands for an entity, in order of time; of two clusterings that hold from the same moment the later one.
+
+    Who is in one kind's group needs no stranger's average for the other. `start`, where the entity has one, is when it
+    begins: who joined a group only after that is a stranger until then.
+    """
+    found: dict[int, _StandIn] = {}
+    for generation in generations:
+        mine = [members.get(entity, {}).get(generation) for members in joined]
+        since = [place[1] for place in mine if place is not None]
+        averages, begins = [], []
+        for membership in memberships:
+            average = membership.texts.anybody.get(generation)
+            if average is not None:
+                averages.append(average)
+                begins.append(membership.texts.as_of[generation])
+        if averages and (not since or (start is not None and min(since) > max(start, *begins))):
+            stand_in = _stand_in(max(begins), averages, [str(generation), *([""] * len(averages))])
+            found[stand_in.micros] = stand_in
+        for at in sorted(set(since)):
+            parts, place = [], [str(generation)]
+            for membership, membering in zip(memberships, mine, strict=True):
+                if membering is None or membering[1] > at:
+                    continue
+                text = membership.texts.leaves.get(membering[0]) or membership.texts.anybody.get(generation)
+                if text is not None:
+                    parts.append(text)
+                    place.append(membering[0])
+            if parts:
+                stand_in = _stand_in(at, parts, place)
+                found[stand_in.micros] = stand_in
+    return [found[micros] for micros in sorted(found)]
+
+
+def _stand_in(at: datetime, parts: Sequence[GroupText], place: Sequence[str]) -> _StandIn:
+    return _StandIn(at, _micros(at), parts, place)
+
+
+def _holding(stand_ins: Sequence[_StandIn], micros: int) -> _StandIn | None:
+    """What stands in at that moment."""
+    return next((stand_in for stand_in in reversed(stand_ins) if stand_in.micros <= micros), None)
+
+
+def _micros(at: datetime) -> int:
+    micros: int = pa.scalar(at, TIMESTAMP).cast(pa.int64()).as_py()
+    return micros
 
 
 def _row(entity: str, valid_from: object, source_digest: object, partition_no: object) -> dict[str, object]:

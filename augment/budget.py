@@ -8,9 +8,9 @@ So a period's calls and tokens never pass the budget, and a crash can only make 
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from warehouse.errors import CorruptWarehouse
 from warehouse.store import read_json, write_json
@@ -35,6 +35,15 @@ class BudgetConfig(BaseModel, frozen=True, extra="forbid"):
     # Optional Parquet or CSV with columns entity (user or item), id, score: the CTR model's predictions. Entities that
     # it is unsure of come first (CoReLLa's finding).
     scores: Path | None = None
+
+    @model_validator(mode="after")
+    def _scores_order_a_budget(self) -> Self:
+        if self.scores is not None and not self.limited:
+            raise ValueError(
+                f"scores = {str(self.scores)!r} says who comes first, and without max_calls or max_output_tokens all "
+                "come. Set one of these, or leave it out"
+            )
+        return self
 
     @property
     def limited(self) -> bool:

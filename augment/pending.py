@@ -137,11 +137,14 @@ def _register_scores(con: duckdb.DuckDBPyConnection, path: Path | None) -> None:
     if path is None:
         con.register("scores", _SCORES.empty_table())
         return
-    reader = "read_csv" if path.suffix.lower() in {".csv", ".tsv"} else "read_parquet"
+    # Every value as it is written: an id of "007" is not 7.
+    source = f"read_parquet({quote(str(path))})"
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        source = f"read_csv({quote(str(path))}, header = true, all_varchar = true)"
     try:
         con.execute(
-            f"CREATE TEMP TABLE scores AS SELECT entity::VARCHAR AS entity, id::VARCHAR AS id, score::DOUBLE AS score "
-            f"FROM {reader}({quote(str(path))})"
+            "CREATE TEMP TABLE scores AS SELECT entity::VARCHAR AS entity, id::VARCHAR AS id, score::DOUBLE AS score "
+            f"FROM {source}"
         )
     except duckdb.Error as error:
         raise InputError(
@@ -149,13 +152,26 @@ def _register_scores(con: duckdb.DuckDBPyConnection, path: Path | None) -> None:
             "Give Parquet or CSV, with `user` or `item` in entity and the CTR model's prediction in score."
         ) from error
     wrong = con.execute(
-        "SELECT entity, id, score FROM scores "
-        "WHERE entity NOT IN ('user', 'item') OR score IS NULL OR score < 0 OR score > 1 OR isnan(score) LIMIT 1"
+        "SELECT entity, id, score FROM scores WHERE entity IS NULL OR entity NOT IN ('user', 'item') OR id IS NULL "
+        "OR score IS NULL OR score < 0 OR score > 1 OR isnan(score) LIMIT 1"
     ).fetchone()
     if wrong is not None:
         raise InputError(
             f"budget.scores = {str(path)!r} has the row entity {wrong[0]!r}, id {wrong[1]!r}, score {wrong[2]}; entity "
-            "must be user or item, and score a probability from 0 to 1."
+            "must be user or item, id somebody's, and score a probability from 0 to 1."
+        )
+    scored, known, example = con.execute(
+        """
+        SELECT count(*), count(*) FILTER (WHERE known), any_value(entity || ' ' || id) FROM (
+            SELECT entity, id, CASE entity WHEN 'user' THEN id IN (SELECT user_id FROM behaviours)
+                                           ELSE id IN (SELECT item_id FROM items) END AS known FROM scores
+        )
+        """
+    ).fetchall()[0]
+    if scored and not known:
+        raise InputError(
+            f"None of the {scored} ids in budget.scores = {str(path)!r} is known here, such as {example}: the table "
+            "would change nothing. Use the ids of the inputs, not a model's own numbers for them, or leave it out."
         )
 
 

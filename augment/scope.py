@@ -66,7 +66,8 @@ def register(
 ) -> None:
     """Make the views that plans and pending calls are queries over.
 
-    asked             requests of this engine and these prompt `versions` (by kind), and those of imported texts
+    asked             requests of this engine and these prompt `versions` (by kind), and those of usable imported texts:
+                      for one that is no use, the engine is asked
     answers           one row per answered key: text and status of its best attempt
     summaries         the usable summaries: user_id, partition_no, text
     scoped_partitions partitions in scope, with `previous_end`, when the user's partition before ended
@@ -86,7 +87,8 @@ def register(
     )
     con.execute(
         f"CREATE TEMP VIEW asked AS SELECT * FROM requests WHERE engine_id = {quote(engine_id)} AND ({current}) "
-        f"OR starts_with(engine_id, {quote(IMPORTED)})"
+        f"OR (starts_with(engine_id, {quote(IMPORTED)}) "
+        "AND request_key IN (SELECT request_key FROM answers WHERE status = 'ok'))"
     )
     con.execute(
         "CREATE TEMP VIEW summaries AS SELECT a.entity_id AS user_id, a.partition_no, any_value(k.text) AS text "

@@ -43,9 +43,13 @@ def ask(
         planned = plan(run, wave)
         if not wave:
             choose_pool(run)
-        # What one wave leaves of the budget goes to those who were left waiting.
         made = call_engine(run, progress)
-        if not (run.config.knowledge.waves and (planned or made)):
+        # What one wave leaves of the budget goes to those who were left waiting: answers are often shorter than they
+        # might have been, and not every summary has a shift.
+        waves = run.config.knowledge.waves
+        # The second is looked at in any case: an earlier run may have ended between the two, or wanted no cascade.
+        more = (planned or made or not wave) if waves else (made and run.report.calls_waiting)
+        if not more:
             return
 
 
@@ -155,39 +159,52 @@ def _count(run: Run, made: GenerationReport) -> None:
     report.tokens_in += made.tokens_in
     report.tokens_out += made.tokens_out
     report.tokens_per_s = round(report.tokens_out / seconds, 1) if seconds else 0.0
-    report.prompts_too_long += made.too_long
+    # They stay pending, so a later wave meets them again.
+    report.prompts_too_long = max(report.prompts_too_long, made.too_long)
     if made.too_long:
         larger = "Raise engine.max_model_len or engine.kv_cache_gib"
         if isinstance(run.config.engine, OpenAIConfig):
             larger = "Start the server with a larger context"
-        report.notes.append(
-            f"{made.too_long} prompts do not fit the engine's context and wait: the longest needs "
+        _note(
+            run,
+            " prompts do not fit the engine's context",
+            f"{report.prompts_too_long} prompts do not fit the engine's context and wait: the longest needs "
             f"{made.longest_prompt + max_new_tokens} tokens ({made.longest_prompt} and {max_new_tokens} for its "
-            f"answer). {larger}, lower engine.max_new_tokens, or shorten the prompts in the scenario"
+            f"answer). {larger}, lower engine.max_new_tokens, or shorten the prompts in the scenario",
         )
-    unusable = {status: count for status, count in made.statuses.items() if status != Status.OK}
+    statuses = report.texts_by_status
+    unusable = {status: count for status, count in statuses.items() if status != Status.OK}
     if unusable:
         reasons = ", ".join(f"{status} {count}" for status, count in unusable.items())
-        report.notes.append(
-            f"{sum(unusable.values())} of {sum(made.statuses.values())} texts are kept but not used ({reasons}); "
-            "`lorestream quality` shows samples"
+        _note(
+            run,
+            " texts are kept but not used",
+            f"{sum(unusable.values())} of {sum(statuses.values())} texts are kept but not used ({reasons}); "
+            "`lorestream quality` shows samples",
         )
-    if made.statuses.get(Status.TRUNCATED):
-        report.notes.append(
-            f"{made.statuses[Status.TRUNCATED]} texts were cut at engine.max_new_tokens = {max_new_tokens}. Raise it "
-            "for whole ones; as it is a part of every call, all calls are then made anew"
+    if statuses.get(Status.TRUNCATED):
+        _note(
+            run,
+            " texts were cut at engine.max_new_tokens",
+            f"{statuses[Status.TRUNCATED]} texts were cut at engine.max_new_tokens = {max_new_tokens}. Raise it "
+            "for whole ones; as it is a part of every call, all calls are then made anew",
         )
 
 
 def _note_waiting(run: Run, calls: int, period: str) -> None:
     run.report.calls_waiting = calls
-    notes = [note for note in run.report.notes if " calls wait for the next period" not in note]
-    if calls:
-        notes.append(
-            f"{calls} calls wait for the next period: the budget of {period} is spent. `lorestream run --dry-run` "
-            "shows who comes next"
-        )
-    run.report.notes[:] = notes
+    said = (
+        f"{calls} calls wait for the next period: the budget of {period} is spent. `lorestream run --dry-run` shows "
+        "who comes next"
+    )
+    _note(run, " calls wait for the next period", said if calls else None)
+
+
+def _note(run: Run, about: str, note: str | None) -> None:
+    """Put `note`, if there is one, in the place of what an earlier wave said with the words `about`."""
+    run.report.notes[:] = [said for said in run.report.notes if about not in said]
+    if note is not None:
+        run.report.notes.append(note)
 
 
 def forecast(run: Run) -> dict[str, object]:

@@ -85,6 +85,17 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_call_fits_the_budget(self) -> Self:
+        most = self.budget.max_output_tokens
+        if most and most < self.engine.max_new_tokens:
+            raise ValueError(
+                f"budget.max_output_tokens = {most} is less than the engine.max_new_tokens = "
+                f"{self.engine.max_new_tokens} that one answer may have, so no call would ever be made. Raise the "
+                "first or lower the second; 0 makes none on purpose"
+            )
+        return self
+
     @property
     def scenario(self) -> str:
         """The scenario's name, or its path made absolute when a file of that name lies beside this one."""
@@ -165,6 +176,9 @@ def _faults(error: ValidationError) -> str:
             lines.append(f"unknown key `{where}` = {fault['input']!r}: remove it or correct its spelling")
         elif fault["type"] == "missing":
             lines.append(f"no `{where}`, which is required: add it")
+        elif not place:
+            # Of two sections that do not go together; both stand in the message.
+            lines.append(fault["msg"].removeprefix("Value error, "))
         else:
             lines.append(f"`{where}` = {fault['input']!r}: {fault['msg']}")
     return "; ".join(lines) + ". `lorestream init` writes a file with every key explained."

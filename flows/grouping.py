@@ -29,15 +29,16 @@ TABLES = {"groups": GROUPS, "group_members": GROUP_MEMBERS, "item_factors": ITEM
 
 
 def form_groups(run: Run) -> None:
-    """Groups for `knowledge.mode` collective or mixed: the first clustering, or a place for who came after it."""
+    """Groups for `knowledge.mode` collective or mixed: the first clustering, and a place for who came after it."""
     if run.config.knowledge.mode == "individual":
         return
     with run.timed("groups"):
-        frozen = stored_groups(run)
-        if frozen is None:
+        if stored_groups(run) is None:
             cluster(run, 1)
+        # A clustering that ends at `groups.until` has left out who is there already.
+        frozen = stored_groups(run)
         # Of imported groups only the members are known, so nobody can join.
-        elif len(frozen.groups["centroid"][0]):
+        if frozen is not None and len(frozen.groups["centroid"][0]):
             _assign(run, frozen)
 
 
@@ -120,7 +121,7 @@ def _assign(run: Run, frozen: FrozenGroups) -> None:
         items=items,
     )
     if joined.num_rows:
-        file = write_table(run.file("group_members"), joined)
+        file = write_table(run.file("group_members", "joined"), joined)
         counts = Counter(joined.column("kind").to_pylist())
         run.ledger.commit("assign", add={"group_members": [file.path]}, stats=dict(counts), now=run.clock())
         log.info("joined the groups of generation %d: %s", frozen.generation, dict(counts))

@@ -1,31 +1,33 @@
 """The verbs that exchange requests and texts with the world outside: `requests export` and `import knowledge`."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from augment.budget import Meter
 from augment.engine.config import OpenAIConfig
 from augment.interchange.accept import Accepted, accept_batch, accept_texts
-from augment.interchange.batch import export_batch, read_batch_results
+from augment.interchange.batch import BatchText, export_batch, read_batch_results
 from augment.interchange.faults import ImportFault, count_faults
-from augment.interchange.members import read_members
+from augment.interchange.members import ImportedGroups, imported_group_id, read_members
 from augment.interchange.subjects import find_subjects
-from augment.interchange.texts import read_texts
+from augment.interchange.texts import ImportedText, read_texts
 from augment.scope import Scope
 from flows import asking, grouping, stages
 from flows.config import Config
 from flows.run import Run, closing_run
-from warehouse.errors import InputError
+from warehouse.answers import IMPORTED
+from warehouse.errors import InputError, UsageError
 from warehouse.inputs import REJECTED
 from warehouse.lock import writer_lock
-from warehouse.schemas import BEHAVIOURS, KNOWLEDGE, REQUESTS
+from warehouse.schemas import BEHAVIOURS, GROUP_MEMBERS, KNOWLEDGE, REQUESTS
 from warehouse.sql import connect, parquet_view
-from warehouse.store import write_table
+from warehouse.store import read_table, write_table
 
 log = logging.getLogger("lorestream")
 
@@ -66,21 +68,38 @@ def import_knowledge(
     """Take in texts that were made elsewhere: the results of a batch (.jsonl), or a table of texts.
 
     `members` is a table of who is in which group, of a clustering that saw events up to `as_of` (default: the newest
-    event stored, so that nothing of it reaches back). The texts are judged by the same gate, encoded and published by
-    the next run. What is left out stands in `rejected` with its reason.
+    event stored, so that nothing of it reaches back); the same table again is the same groups. The texts are judged by
+    the same gate, encoded and published by the next run. What is left out stands in `rejected` with its reason. Both
+    files are read before anything is stored, so that one which cannot be used leaves nothing behind. Raises UsageError
+    for an option that would have no effect.
     """
+    if entity is not None and file.suffix == ".jsonl":
+        raise UsageError(f"The calls that {file} answers say what they are about. Leave --entity {entity} out.")
+    if as_of is not None and members is None:
+        raise UsageError(
+            f"--as-of {as_of} says when groups are known, and there are no --members. Give both or neither."
+        )
     with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream import knowledge"):
         stages.ingest(run)
         stages.partition(run)
         faults: list[ImportFault] = []
         found: dict[str, object] = {"file": str(file)}
+        batch = file.suffix == ".jsonl"
+        results = list(read_batch_results(file)) if batch else []
+        texts = [] if batch else list(read_texts(file, entity))
         if members is not None:
             found |= _import_groups(run, members, as_of, faults)
-        accepted = _accept(run, file, entity)
+        accepted = _accept(run, texts, results)
         faults += accepted.faults
+        rivals = _rivals(run, accepted)
         _store(run, file, accepted, faults)
         kinds = set(accepted.accepted) - {str(kind) for kind in config.knowledge.kinds}
         notes = list(run.report.notes)
+        if rivals:
+            notes.append(
+                f"{rivals} of these are about something that an earlier import has texts about: of usable ones the "
+                "newest is used"
+            )
         if kinds:
             notes.append(
                 f"{', '.join(sorted(kinds))} are stored, but knowledge.mode = {config.knowledge.mode!r} with cascade = "
@@ -100,27 +119,52 @@ def import_knowledge(
 
 
 def _import_groups(run: Run, members: Path, as_of: datetime | None, faults: list[ImportFault]) -> dict[str, object]:
-    """Store the groups as another generation."""
+    """Store the groups as another generation, unless the newest is these groups already."""
     newest = grouping.newest_generation(run)
     groups = read_members(members, newest + 1, as_of or _newest_event(run), run.clock())
     faults += groups.faults
+    found: dict[str, object] = {"groups": groups.groups.num_rows, "members": groups.members.num_rows}
+    if not groups.groups.num_rows:
+        raise InputError(
+            f"No row of {members} can be a member of a group: {dict(count_faults(groups.faults))}. A file of members "
+            "has item, user_positive or user_negative in `entity`, and an `id` and a `group_id` in every row."
+        )
+    if _is_stored(run, groups, newest, as_of):
+        return found | {"groups_unchanged": True}
     tables = {"groups": groups.groups, "group_members": groups.members}
-    add = {name: [write_table(run.file(name), table).path] for name, table in tables.items() if table.num_rows}
+    add: dict[str, list[str | Path]] = {n: [write_table(run.file(n), table).path] for n, table in tables.items()}
     stats = {"generation": newest + 1, "imported_from": str(members), "groups": groups.groups.num_rows}
     run.ledger.commit("groups", add=add, stats=stats, now=run.clock())
-    return {"groups": groups.groups.num_rows, "members": groups.members.num_rows}
+    return found
 
 
-def _accept(run: Run, file: Path, entity: str | None) -> Accepted:
+def _is_stored(run: Run, groups: ImportedGroups, generation: int, as_of: datetime | None) -> bool:
+    """Whether `generation` has the same members in the same groups, from the same time on if one is given."""
+    stored = read_table(run.ledger.files("group_members"), GROUP_MEMBERS)
+    stored = stored.filter(pc.equal(stored["generation"], generation))
+    if as_of is not None and set(stored["joined_at"].to_pylist()) != {as_of}:
+        return False
+
+    def places(table: pa.Table, number: int) -> set[tuple[str, str, str]]:
+        return {
+            (row["kind"], row["entity_id"], row["group_id"].removeprefix(imported_group_id(row["kind"], number, "")))
+            for row in table.select(["kind", "entity_id", "group_id"]).to_pylist()
+        }
+
+    return places(stored, generation) == places(groups.members, generation + 1)
+
+
+def _accept(
+    run: Run, texts: Sequence[ImportedText | ImportFault], results: Sequence[BatchText | ImportFault]
+) -> Accepted:
+    """What is new in a table of texts, or in the results of a batch where there are some."""
     answered = _keys("knowledge", run.knowledge_files, KNOWLEDGE)
     judge = run.gate.judge
-    if file.suffix == ".jsonl":
-        planned = run.ledger.files("requests")
+    if results:
         with connect() as con:
-            parquet_view(con, "requests", planned, REQUESTS)
+            parquet_view(con, "requests", run.ledger.files("requests"), REQUESTS)
             table: pa.Table = con.sql("FROM requests").to_arrow_table()
-        return accept_batch(read_batch_results(file), table, run.identity, answered, judge, run.clock())
-    texts = list(read_texts(file, entity))
+        return accept_batch(results, table, run.identity, answered, judge, run.clock())
     subjects = find_subjects(texts, run.planning_sources)
     asked = _keys("requests", run.ledger.files("requests"), REQUESTS)
     return accept_texts(texts, subjects, asked, answered, judge, run.clock())
@@ -146,6 +190,20 @@ def _store(run: Run, source: Path, accepted: Accepted, faults: Iterable[ImportFa
         add["rejected"] = [write_table(run.file("rejected", "knowledge"), pa.Table.from_pylist(rows, REJECTED)).path]
     stats = {"accepted": accepted.accepted, "statuses": accepted.statuses, "rejected": len(rows)}
     run.ledger.commit("import", add=add, stats=stats, now=run.clock())
+
+
+def _rivals(run: Run, accepted: Accepted) -> int:
+    """How many of the new texts are about something that a stored imported text is about."""
+    with connect() as con:
+        parquet_view(con, "requests", run.ledger.files("requests"), REQUESTS)
+        con.register("accepted", accepted.requests)
+        [(rivals,)] = con.execute(
+            "SELECT count(*) FROM accepted a SEMI JOIN requests r ON r.kind = a.kind AND r.entity_id = a.entity_id "
+            "AND r.partition_no IS NOT DISTINCT FROM a.partition_no AND starts_with(r.engine_id, $imported)",
+            {"imported": IMPORTED},
+        ).fetchall()
+    found: int = rivals
+    return found
 
 
 def _keys(name: str, files: Collection[Path], schema: pa.Schema) -> set[str]:

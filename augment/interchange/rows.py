@@ -13,6 +13,8 @@ from warehouse.errors import InputError
 
 _BATCH_ROWS = 8192
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# No row of a CSV file may be longer.
+_BLOCK_BYTES = 32 << 20
 
 
 def column_names(path: Path) -> list[str]:
@@ -82,12 +84,19 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}. Check the path.") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Check that the file is whole.") from error
+        words = str(error).rstrip(".")
+        remedy = "Check that the file is whole."
+        if "UTF8" in words:
+            remedy = "Save it as UTF-8."
+        elif "straddling" in words:
+            remedy = f"A row has more than {_BLOCK_BYTES >> 20} MiB; shorten its text, or use Parquet."
+        raise InputError(f"{path} cannot be read: {words}. {remedy}") from error
 
 
 def _open_csv(path: Path, columns: Sequence[str] | None) -> pa.csv.CSVStreamingReader:
     return pa.csv.open_csv(
         path,
+        read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
         # A text may hold line breaks.
         parse_options=pa.csv.ParseOptions(delimiter=_DELIMITERS[path.suffix], newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(

@@ -32,6 +32,9 @@ class QualityConfig(BaseModel, frozen=True, extra="forbid"):
 
     # One word ("Unknown.") is no knowledge; two may be ("Likes lamps.").
     min_words: int = Field(2, ge=1)
+    # No answer to one of our questions is as long as a chapter: what was imported by mistake is. Of group texts the
+    # longest has 740 words.
+    max_words: int = Field(5000, ge=1)
 
     # Repetition, after MassiveText (arXiv 2112.11446, table A1), where lines and paragraphs have 0.30 by number and
     # 0.20 by characters, frequent n-grams 0.20, 0.18 and 0.16, duplicate n-grams 0.15 falling to 0.10. Of web pages

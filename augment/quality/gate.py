@@ -3,6 +3,7 @@
 Several rules may hold at once; the status is the first of
 
     empty          nothing is there to judge
+    off_topic      it is far too long for an answer
     leaked_prompt  the text is not the model's own words
     repetitive     before truncated: a loop runs into the token limit, and a higher limit would pay for more of it
     refused        likewise, and a filtered answer is a refusal whatever of it was let through
@@ -69,6 +70,10 @@ class QualityGate:
         if not text.strip() or (config.enabled and len(words) < config.min_words):
             reason = f"words is {len(words)}, below quality.min_words = {config.min_words}."
             return Verdict(Status.EMPTY, reason, measures)
+        if config.enabled and len(words) > config.max_words:
+            # Before all that would take time over so many.
+            reason = f"words is {len(words)}, above quality.max_words = {config.max_words}."
+            return Verdict(Status.OFF_TOPIC, reason, measures)
         if not config.enabled:
             cut = _cut(finish_reason)
             return Verdict(Status.TRUNCATED if cut else Status.OK, cut, measures)

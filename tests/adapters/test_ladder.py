@@ -61,23 +61,29 @@ def standing(leaf: str | None, answered: list[str]) -> tuple[str, np.ndarray] | 
 
 
 def climbed(
-    members: dict[str, str], answered: list[str], own: dict[str, list[tuple[int, bool]]], as_of: int
+    members: dict[str, tuple[str, int]],
+    answered: list[str],
+    own: dict[str, list[tuple[int, bool]]],
+    as_of: int,
+    starts: dict[str, int] | None = None,
 ) -> Climbed:
+    """`members`: leaf and day of joining; `own`: day and whether there is a vector; `starts`: day 0 for everybody."""
     rows = sorted((user, day, has) for user, entries in own.items() for day, has in entries)
+    begins = dict.fromkeys(USERS, 0) if starts is None else starts
     universe = pa.table(
         {
-            "entity_id": USERS,
-            "partition_no": pa.array([0] * len(USERS), pa.int32()),
-            "valid_from": pa.array([at(0)] * len(USERS), TIMESTAMP),
-            "source_digest": [f"first-{user}" for user in USERS],
+            "entity_id": pa.array(begins, pa.string()),
+            "partition_no": pa.array([0] * len(begins), pa.int32()),
+            "valid_from": pa.array([at(day) for day in begins.values()], TIMESTAMP),
+            "source_digest": pa.array([f"first-{user}" for user in begins], pa.string()),
         }
     )
     joined = pa.table(
         {
             "entity_id": pa.array(sorted(members), pa.string()),
-            "group_id": pa.array([members[user] for user in sorted(members)], pa.string()),
+            "group_id": pa.array([members[user][0] for user in sorted(members)], pa.string()),
             "generation": pa.array([1] * len(members), pa.int32()),
-            "joined_at": pa.array([at(as_of)] * len(members), TIMESTAMP),
+            "joined_at": pa.array([at(members[user][1]) for user in sorted(members)], TIMESTAMP),
         }
     )
     return climb(
@@ -90,37 +96,90 @@ def climbed(
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    members=st.dictionaries(st.sampled_from(USERS), st.sampled_from(LEAVES)),
+    leaves=st.dictionaries(st.sampled_from(USERS), st.tuples(st.sampled_from(LEAVES), st.integers(0, 4))),
     answered=st.lists(st.sampled_from(LEAVES), unique=True),
-    own=st.dictionaries(
-        st.sampled_from(USERS), st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=3)
+    texts_of=st.dictionaries(
+        st.sampled_from(USERS),
+        st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True), st.integers(0, 10)),
     ),
-    as_of=st.integers(1, 8),
+    first_days=st.dictionaries(st.sampled_from(USERS), st.integers(0, 9)),
+    as_of=st.integers(1, 6),
 )
-def test_everybody_stands_on_the_highest_rung_that_holds(
-    members: dict[str, str], answered: list[str], own: dict[str, list[tuple[int, bool]]], as_of: int
+def test_at_every_moment_the_highest_rung_that_holds_is_what_readers_see(
+    leaves: dict[str, tuple[str, int]],
+    answered: list[str],
+    texts_of: dict[str, tuple[list[int], int]],
+    first_days: dict[str, int],
+    as_of: int,
 ) -> None:
-    found = climbed(members, answered, own, as_of)
-    added = list(zip(found.rows.to_pylist(), found.vectors, found.has_vector, found.own_row, strict=True))
+    members = {user: (leaf, as_of + wait) for user, (leaf, wait) in leaves.items()}
+    # From a user's first usable text on, every later row has a vector.
+    own = {user: [(day, day >= usable) for day in days] for user, (days, usable) in texts_of.items()}
+    # Own texts are about partitions, so who has some begins with the first of them.
+    starts = first_days | {user: min(day for day, _ in entries) for user, entries in own.items()}
+    found = climbed(members, answered, own, as_of, starts)
+    own_rows = sorted((user, day, has) for user, entries in own.items() for day, has in entries)
     for user in USERS:
-        mine = [entry for entry in added if entry[0]["entity_id"] == user]
-        # Nobody is left out: a row of its own, or one that the ladder adds.
-        assert own.get(user) or mine
-        later = [entry for entry in mine if entry[0]["valid_from"] == at(as_of)]
-        expected = standing(members.get(user), answered)
-        assert found.vectors.shape == (len(added), 3)
-        if any(has and day <= as_of for day, has in own.get(user, ())):
-            assert [repeats >= 0 for _, _, _, repeats in later] == ([True] if expected else [])
-        elif expected is None:
-            assert not later
-        else:
-            [(row, vector, has, repeats)] = later
-            assert (row["rung"], has, repeats) == (expected[0], True, -1)
-            np.testing.assert_allclose(vector, expected[1], rtol=1e-6)
-        # Nothing is known before the clustering ended.
-        assert all(not has for row, _, has, repeats in mine if row["valid_from"] < at(as_of) and repeats < 0)
+        seen = _rows_of(user, own_rows, found)
+        # Nobody is left out.
+        assert seen or (user not in starts and (user not in members or not answered))
+        for day in range(12):
+            held = [row for row in seen if row[0] <= at(day)]
+            rung, vector = _expected(user, day, members, answered, own, as_of, starts)
+            if not held:
+                assert rung == "none"
+                continue
+            newest = max(moment for moment, _, _ in held)
+            for moment, stands, numbers in held:
+                if moment == newest:
+                    assert stands == rung, (user, day)
+                    if rung in ("group", "global"):
+                        np.testing.assert_allclose(numbers, vector, rtol=1e-6)
+
+
+def _rows_of(
+    user: str, own_rows: list[tuple[str, int, bool]], found: Climbed
+) -> list[tuple[datetime, str, np.ndarray]]:
+    """Time, rung and vector of everything that is published about a user from the beginning."""
+    rows = [
+        (at(day), "own" if has else "none", np.zeros(3))
+        for n, (owner, day, has) in enumerate(own_rows)
+        if owner == user and n not in found.replaces
+    ]
+    added = zip(found.rows.to_pylist(), found.vectors, found.own_row, found.replaces, found.confirms, strict=True)
+    for row, vector, own_row, replaces, confirms in added:
+        if row["entity_id"] == user:
+            moment = at(own_rows[replaces][1]) if replaces >= 0 else row["valid_from"]
+            rung = "own" if own_row >= 0 else row["rung"]
+            rows.append((moment, rung, vector))
+            # What only confirms changes nothing where it is left out.
+            assert not confirms or any(before < moment or own_row >= 0 for before, _, _ in rows)
+    return rows
+
+
+def _expected(
+    user: str,
+    day: int,
+    members: dict[str, tuple[str, int]],
+    answered: list[str],
+    own: dict[str, list[tuple[int, bool]]],
+    as_of: int,
+    starts: dict[str, int],
+) -> tuple[str, np.ndarray]:
+    """The oracle: rung and vector at the end of `day`, step by step down the ladder."""
+    nothing = ("none", np.zeros(3))
+    if any(has and seen <= day for seen, has in own.get(user, ())):
+        return "own", np.zeros(3)
+    leaf, joined = members.get(user, (None, 99))
+    if joined <= day:
+        return standing(leaf, answered) or nothing
+    # A stranger: somebody whom the clustering did not see, and who did not join as soon as it could be known.
+    stranger = user not in members or (user in starts and joined > max(starts[user], as_of))
+    if as_of <= day and stranger and (user in starts or user in members):
+        return standing(None, answered) or nothing
+    return nothing
 
 
 def test_a_user_in_two_kinds_of_groups_stands_for_both() -> None:
@@ -140,7 +199,7 @@ def test_a_user_in_two_kinds_of_groups_stands_for_both() -> None:
 
 
 def test_what_a_row_is_made_of_is_named_by_its_digest() -> None:
-    one, other = (climbed({"u0": "a1"}, answered, {}, 1).rows for answered in (["a1"], ["a1", "a2"]))
+    one, other = (climbed({"u0": ("a1", 1)}, answered, {}, 1).rows for answered in (["a1"], ["a1", "a2"]))
     stranger, changed = (climbed({}, answered, {}, 1).rows for answered in (["a1"], ["a1", "a2"]))
 
     def digest_of(rows: pa.Table) -> str:

@@ -9,6 +9,17 @@ from tests.flows.shop import open_shop
 from warehouse.errors import ConfigError
 
 
+def test_sections_that_do_not_go_together_are_named_without_the_whole_file(tmp_path: Path) -> None:
+    text = "[inputs.behaviours]\npath = 'b'\n[inputs.items]\npath = 'i'\n[engine]\nmodel = 'm'\nmax_new_tokens = 9\n"
+    (tmp_path / "l.toml").write_text(text + "[budget]\nmax_output_tokens = 8\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "l.toml")
+    assert "has budget.max_output_tokens = 8 is less than" in str(caught.value)
+    (tmp_path / "l.toml").write_text(text + "[budget]\nscores = 's.csv'\n")
+    with pytest.raises(ConfigError, match="without max_calls or max_output_tokens all come"):
+        load_config(tmp_path / "l.toml")
+
+
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     config = open_shop(tmp_path)
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())

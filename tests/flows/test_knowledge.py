@@ -12,7 +12,7 @@ import lorestream
 from augment.engine.errors import EngineFailed
 from augment.engine.scripted import ScriptedEngine
 from flows import grouping, stages
-from flows.asking import forecast, plan
+from flows.asking import call_engine, forecast, plan
 from flows.cli import call
 from flows.config import load_config
 from flows.factors import propose_factors
@@ -20,10 +20,10 @@ from flows.interchange import export_requests, import_knowledge
 from flows.quality import quality_report
 from flows.run import Run
 from flows.setup import prepare_warehouse
-from tests.flows.shop import event, open_run, open_shop, run_once, scripted_engine, write_events
+from tests.flows.shop import SILENT, event, open_run, open_shop, run_once, scripted_engine, write_events, write_items
 from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
-from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS
+from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS, TIMESTAMP
 from warehouse.store import read_table
 
 GROUPS = "[groups]\nmin_size = 1\nmax_users = 2\nmax_items = 2\nfeatures = 'cooccurrence'\n"
@@ -88,6 +88,9 @@ def test_an_interrupted_wave_goes_on_to_the_same_knowledge(tmp_path: Path, casca
     for failures in (3, 5):
         with pytest.raises(EngineFailed):
             run_once(broken, ScriptedEngine(lambda p: f"A view of {len(p)} things.", fail_after=failures))
+    # Ended between two waves, with nothing left to ask of the first.
+    while plan(between := open_run(broken)) or between.pending.num_rows:
+        call_engine(between, SILENT)
     run_once(broken, scripted_engine())
     run_once(whole)
     steps = [Counter((r["kind"], r["entity_id"], r["partition_no"]) for r in asked(shop)) for shop in (whole, broken)]
@@ -171,9 +174,28 @@ def test_where_the_model_is_unsure_comes_first(tmp_path: Path) -> None:
     # 3 of 3 events, 3 of the last 6, 2 of all 8; 1 + 9 events of late, and the model knows nothing.
     assert [(row["entity_id"], row["partition_no"]) for row in first] == [("u1", 2), ("u1", 1), ("u1", 0)]
     assert [row["priority"] for row in first] == [10.0, 5.0, 2.5]
-    (tmp_path / "scores.csv").write_text("entity,id,score\nuser,u1,1.5\n")
-    with pytest.raises(InputError, match=r"id 'u1', score 1\.5"):
-        _ = run.pending
+    for rows, complaint in (
+        ("user,u1,1.5", r"id 'u1', score 1\.5"),
+        ("user,u1,", r"id 'u1', score None"),
+        ("user,,0.5", r"id None, score 0\.5"),
+        (",u1,0.5", r"entity None, id 'u1'"),
+        ("user,u1,high", "cannot be read"),
+        ("user,1,0.5\nitem,2,0.5", "None of the 2 ids .* is known here"),
+    ):
+        (tmp_path / "scores.csv").write_text(f"entity,id,score\n{rows}\n")
+        with pytest.raises(InputError, match=complaint):
+            _ = run.pending
+
+
+def test_an_id_of_digits_in_a_table_of_scores_is_no_number(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[budget]\nmax_calls = 3\nscores = 'scores.csv'\n", users=1, events_each=2)
+    (tmp_path / "scores.csv").write_text("entity,id,score\nitem,007,0.5\nitem,i0,0.0\n")
+    catalogue = pa.table({"item_id": ["007", "i0", "i1"], "title": ["Bond Lamp", "Quiet Lamp", "Third Lamp"]})
+    pq.write_table(catalogue, tmp_path / "inputs" / "items.parquet")
+    run = _prepared(shop)
+    plan(run)
+    uncertainty = {row["entity_id"]: row["uncertainty"] for row in run.pending.to_pylist()}
+    assert uncertainty == {"007": 1.0, "i0": 0.0, "i1": 1.0, "u0": 1.0}
 
 
 def test_a_text_that_is_no_use_is_asked_for_once_more_and_both_attempts_are_kept(tmp_path: Path) -> None:
@@ -207,10 +229,15 @@ def test_imported_texts_take_the_place_of_calls(tmp_path: Path) -> None:
     found = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
     assert (found["accepted"], found["rejected_by_reason"]) == (8, {"empty_text": 1})
     again = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
-    assert (again["accepted"], again["unchanged"]) == (8, 8)
+    assert (again["accepted"], again["unchanged"], again["notes"]) == (8, 8, [])
+    pq.write_table(
+        pa.table({"item_id": ids[:2], "text": ["A lamp.", "A bulb."], "model": ["m"] * 2}), tmp_path / "b.parquet"
+    )
+    other = import_knowledge(load_config(shop), tmp_path / "b.parquet", "item", None, None)
+    assert any(note.startswith("2 of these are about something") for note in other["notes"])  # type: ignore[attr-defined]
     assert run_once(shop).report.calls_by_kind == {"user_summary": 9, "item_facts": 1}
     rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
-    assert Counter(row["model"].startswith("elsewhere") for row in rows) == {True: 8, False: 1}
+    assert Counter(row["model"].split("@")[0] for row in rows) == {"elsewhere": 6, "m": 2, "scripted": 1}
 
 
 def test_a_batch_that_was_answered_elsewhere_comes_back_as_the_engines_own(tmp_path: Path) -> None:
@@ -290,6 +317,168 @@ def test_a_scenario_of_another_domain_is_refused_before_any_call(tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="isbn"):
         run_once(shop)
+
+
+def test_who_came_after_the_clustering_joins_in_the_same_run(tmp_path: Path) -> None:
+    until = "until = 2025-01-01T03:00:00Z\n"
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n" + GROUPS + until, users=2, events_each=3)
+    write_events(tmp_path, "-later", [event(7, n, 60 + n) for n in range(2)])
+    first = run_once(shop).report
+    assert rungs(shop, "user_features")["group"] == 3
+    again = run_once(shop).report
+    assert (again.rows_published, again.snapshot) == (0, first.snapshot)
+
+
+def test_the_group_stands_where_an_own_text_is_no_use(tmp_path: Path) -> None:
+    def answer(prompt: str) -> str:
+        if "one user" in prompt and "Quiet Lamp 0" in prompt:
+            return "I'm sorry, but I cannot determine anything about this."
+        return f"A view of {len(prompt)} things."
+
+    until = "until = 2025-01-01T02:00:00Z\n"
+    shop = shop_with(
+        tmp_path, "[knowledge]\nmode = 'mixed'\n[quality]\nretry = false\n" + GROUPS + until, users=2, events_each=2
+    )
+    # The clustering saw one event of each; the first partition is sealed by the second one, or much later.
+    write_events(tmp_path, "", [event(0, 1, 0), event(0, 0, 5), event(1, 2, 0), event(1, 3, 6)])
+    run_once(shop, ScriptedEngine(answer))
+    warehouse = lorestream.open(tmp_path / "warehouse")
+    rows = warehouse.table("user_features").to_arrow().to_pylist()
+    first = {row["user_id"]: row for row in rows if row["partition_no"] == 0}
+    assert {user: (row["rung"], row["status"]) for user, row in first.items()} == {
+        "u0": ("group", "refused"),
+        "u1": ("own", "ok"),
+    }
+    seen = pa.table({"user_id": ["u0"], "item_id": ["i1"], "ts": pa.array([event(0, 0, 9)["ts"]], TIMESTAMP)})
+    assert warehouse.join(seen).to_arrow()["user_rung"].to_pylist() == ["group"]
+
+
+def test_whoever_waits_for_a_call_keeps_what_the_group_knows(tmp_path: Path) -> None:
+    until = "until = 2025-01-01T02:00:00Z\n"
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'mixed'\n[budget]\nmax_calls = 2\n" + GROUPS + until, users=2)
+    write_events(tmp_path, "", [event(user, user + n, 5 * n + user) for user in range(2) for n in range(2)])
+    assert set(run_once(shop).report.calls_by_kind) == {"group_likes", "group_items"}
+    warehouse = lorestream.open(tmp_path / "warehouse")
+    # Partitions were sealed after the clustering's end, and nobody was asked about them.
+    late = pa.table(
+        {"user_id": ["u0", "u1"], "item_id": ["i0", "i1"], "ts": pa.array([event(0, 0, 99)["ts"]] * 2, TIMESTAMP)}
+    )
+    assert warehouse.join(late).to_arrow()["user_rung"].to_pylist() == ["group", "group"]
+
+
+def test_the_last_usable_text_stands_for_a_changed_item_whose_new_text_is_no_use(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[quality]\nretry = false\n", users=1, events_each=2)
+    run_once(shop)
+    write_items(tmp_path, ["Quiet Lamp 0, revised", *(f"Quiet Lamp {n}" for n in range(1, 9))])
+    report = run_once(shop, ScriptedEngine(lambda _prompt: "I cannot describe it, I'm sorry.")).report
+    assert (report.calls_by_kind, report.texts_by_status) == ({"item_facts": 1}, {"refused": 1})
+    rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
+    found = sorted((row["valid_from"], row["rung"], row["status"]) for row in rows if row["item_id"] == "i0")
+    assert [entry[1:] for entry in found] == [("own", "ok"), ("own", "refused")]
+
+
+def test_a_budget_of_tokens_is_spent_as_far_as_answers_leave_it(tmp_path: Path) -> None:
+    # At first each answer is expected to have all 48 tokens; these have 7.
+    shop = shop_with(tmp_path, "[budget]\nmax_output_tokens = 120\n")
+    engine = ScriptedEngine(lambda prompt: f"A view of {len(prompt)} nice things.")
+    report = run_once(shop, engine).report
+    assert report.tokens_out <= 120 < report.tokens_out + 48
+    assert report.calls_waiting == 18 - report.calls
+    assert sum("wait for the next period" in note for note in report.notes) == 1
+
+
+def test_a_budget_in_which_no_answer_fits_is_refused(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "")
+    settings = shop.read_text()
+    shop.write_text(settings + "[budget]\nmax_output_tokens = 47\n")
+    with pytest.raises(ConfigError, match=r"max_output_tokens = 47 is less than the engine\.max_new_tokens = 48"):
+        load_config(shop)
+    shop.write_text(settings + "[budget]\nmax_output_tokens = 0\n")
+    assert run_once(shop).report.calls == 0
+
+
+def test_a_text_from_elsewhere_that_is_no_use_takes_nobodys_place(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "", users=1, events_each=2)
+    texts = ["What critics say of this lamp is kind.", "I'm sorry, but I cannot provide anything about it."]
+    pq.write_table(pa.table({"id": ["i0", "i1"], "text": texts, "model": ["m"] * 2}), tmp_path / "texts.parquet")
+    found = import_knowledge(load_config(shop), tmp_path / "texts.parquet", "item", None, None)
+    assert found["by_status"] == {"ok": 1, "refused": 1}
+    assert run_once(shop).report.calls_by_kind == {"user_summary": 1, "item_facts": 8}
+    rows = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
+    assert {row["rung"] for row in rows} == {"own"}
+
+
+def test_what_is_asked_may_change_between_runs_and_only_what_is_missing_is_paid_for(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "", users=2, events_each=8)
+    plain = shop.read_text()
+    calls = {}
+    for step, settings in enumerate(
+        (
+            "",
+            "[knowledge]\ncascade = 'shift'\n",
+            "[knowledge]\ncascade = 'summary'\n",
+            "[knowledge]\nmode = 'collective'\n" + GROUPS,
+            "[knowledge]\nmode = 'mixed'\ncascade = 'shift'\n" + GROUPS,
+            "",
+        )
+    ):
+        shop.write_text(plain + settings)
+        calls[step] = run_once(shop).report.calls_by_kind
+    assert calls == {
+        0: {"user_summary": 6, "item_facts": 9},
+        1: {"user_shift": 4},
+        2: {},
+        3: {"group_likes": 1, "group_items": 6},
+        4: {},
+        5: {},
+    }
+    keys = answered(shop)
+    assert len(keys) == len(set(keys))
+
+
+def _group_files(folder: Path) -> tuple[Path, Path]:
+    """Members of two groups of items, and a text about each."""
+    members = {"entity": ["item"] * 4, "id": ["i0", "i1", "i2", "i3"], "group_id": ["7", "7", "8", "8"]}
+    texts = {"entity": ["item"] * 2, "group_id": ["7", "8"], "text": ["Bright desk lamps.", "Dim hall lamps."]}
+    pq.write_table(pa.table(members), folder / "members.parquet")
+    pq.write_table(pa.table({**texts, "model": ["m"] * 2}), folder / "texts.parquet")
+    return folder / "members.parquet", folder / "texts.parquet"
+
+
+def test_groups_that_are_imported_again_are_the_same_groups(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n")
+    members, texts = _group_files(tmp_path)
+    first = import_knowledge(load_config(shop), texts, None, members, None)
+    assert (first["groups"], first["members"], first["accepted"], first["unchanged"]) == (2, 4, 2, 0)
+    again = import_knowledge(load_config(shop), texts, None, members, None)
+    assert (again["groups_unchanged"], again["accepted"], again["unchanged"]) == (True, 2, 2)
+    assert len(Ledger(tmp_path / "warehouse").files("groups")) == 1
+    other = import_knowledge(load_config(shop), texts, None, members, event(0, 0, 99)["ts"])  # type: ignore[arg-type]
+    assert (other["unchanged"], "groups_unchanged" in other) == (0, False)
+
+
+def test_an_import_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n")
+    members, texts = _group_files(tmp_path)
+    pq.write_table(pa.table({"group_id": ["7"], "words": ["none"]}), tmp_path / "wrong.parquet")
+    pq.write_table(pa.table({"entity": ["film"], "id": ["i0"], "group_id": ["7"]}), tmp_path / "nobody.parquet")
+    config = load_config(shop)
+    for file, who, error in (
+        (tmp_path / "wrong.parquet", members, "no column"),
+        (tmp_path / "absent.parquet", members, "no file"),
+        (texts, tmp_path / "nobody.parquet", "No row of .* can be a member"),
+    ):
+        with pytest.raises(InputError, match=error):
+            import_knowledge(config, file, None, who, None)
+    for options, error in (
+        ((None, None, event(0, 0, 1)["ts"]), "--members"),
+        (("item", None, None), "column `entity`"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            import_knowledge(config, texts, *options)  # type: ignore[arg-type]
+    ledger = Ledger(tmp_path / "warehouse")
+    assert not ledger.files("groups")
+    assert "groups" not in {commit.kind for commit in ledger.commits()}
 
 
 def _prepared(shop: Path) -> Run:

@@ -223,3 +223,13 @@ def test_real_texts_are_taken(name: str, entity: str | None, kinds: dict[str, in
     assert {kind: sum(text.entity == kind for text in texts) for kind in kinds} == kinds
     assert sum(kinds.values()) == len(texts)
     assert count_faults(found) == faults
+
+
+def test_a_csv_file_may_hold_a_long_text_and_must_be_utf_8(tmp_path: Path) -> None:
+    long = "A lamp of brass. " * 120_000
+    (tmp_path / "long.csv").write_text(f'item_id,text,model\na,"{long}",m\n', encoding="utf-8")
+    ((text,), _) = split(tmp_path / "long.csv", "item")
+    assert text.text == long
+    (tmp_path / "latin.csv").write_bytes("item_id,text,model\na,caf\u00e9,m\n".encode("latin-1"))
+    with pytest.raises(InputError, match="Save it as UTF-8"):
+        split(tmp_path / "latin.csv", "item")

@@ -69,6 +69,16 @@ def test_less_than_two_words_is_empty(text: str) -> None:
     assert "quality.min_words = 2" in str(verdict.reason)
 
 
+def test_a_text_as_long_as_a_chapter_is_no_answer() -> None:
+    chapter = " ".join(f"Scene {n} shows door {n * n}." for n in range(1001))
+    verdict = judge(chapter)
+    assert (verdict.status, verdict.reason) == (
+        Status.OFF_TOPIC,
+        "words is 5005, above quality.max_words = 5000.",
+    )
+    assert judge(chapter, max_words=6000).measures["words"] == 5005
+
+
 @pytest.mark.parametrize(
     ("reason", "status"),
     [

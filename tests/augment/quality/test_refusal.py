@@ -20,6 +20,7 @@ HEDGES = {
         "Without further information, it is challenging to assess the quality.",
         "The authors are not specified in the list.",
         "The time period is unknown.",
+        "One title is not enough to determine any details about the genre.",
         "These are actually books, not movies.",
         "There seems to be some confusion between movies and books.",
     ],
