@@ -8,17 +8,16 @@ train = w.join(impressions, user="user_id", item="item_id", ts="ts").to_pandas()
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from warehouse.clock import ENTITY, Clock
 from warehouse.errors import UsageError, WarehouseNotFound
 from warehouse.frame import Frame, as_arrow
-from warehouse.join import ENTITY, Fill, asof_join
+from warehouse.join import Fill, asof_join
 from warehouse.ledger import FOLDER as LEDGER_FOLDER
 from warehouse.schemas import FEATURES
 from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, read_manifest, require_public
 from warehouse.store import read_table
-
-Clock = Literal["event", "known"]
 
 
 def open(path: str | Path, snapshot: str | None = None) -> "Warehouse":
@@ -65,21 +64,24 @@ class Warehouse:
         snapshot: str | None = None,
         fill: Fill = "zeros",
     ) -> Frame:
-        """The impressions, same rows in the same order, with what was known of user and item just before `ts`.
+        """The impressions, same rows in the same order, with what there is to know of user and item before `ts`.
 
         New columns, for `user` and likewise for `item`: user_augment (list<float32>, see `fill`), has_user_augment
-        (bool), user_valid_from and user_rung (null when nothing was valid yet). The match is the newest row with
-        valid_from < ts, so no row sees its own event or a later one.
+        (bool), user_valid_from and user_rung (null when there was no row yet). The match is the newest row with
+        valid_from < ts, so no row sees its own event or a later one. `clock` says which rows there are:
+
+        - event: all of the snapshot, whenever they were made; this is how training sets are rebuilt
+        - known: those with created_at <= ts, which is what serving had at that moment. A retrained adapter makes
+          every row anew, so to look behind its `created_at` name a `snapshot` from before it.
 
         `impressions`: a pyarrow table, pandas or polars frame, or DuckDB relation. `user`, `item`, `ts` name its
         columns; None for `user` or `item` leaves that side out. Ids are strings or whole numbers; times are
         timestamps, in UTC if they have no zone. `fill`: what stands where there is no vector, `zeros` or `null`.
         Raises UsageError for a column that is absent, of another type, or already there.
         """
-        if clock != "event":
-            raise UsageError(f"join(clock={clock!r}) is not there yet; only clock='event' is.")
-        if fill not in get_args(Fill):
-            raise UsageError(f"join(fill={fill!r}) is unknown; it is one of {', '.join(get_args(Fill))}.")
+        for name, given, known in (("clock", clock, Clock), ("fill", fill, Fill)):
+            if given not in get_args(known):
+                raise UsageError(f"join({name}={given!r}) is unknown; it is one of {', '.join(get_args(known))}.")
         if user is None and item is None:
             raise UsageError("join() was told to leave out both sides. Name the user or the item column.")
         chosen, rows = self._choose(snapshot), as_arrow(impressions)
@@ -93,6 +95,7 @@ class Warehouse:
                     ts=ts,
                     dim=chosen.augment_dim(table),
                     fill=fill,
+                    clock=clock,
                 )
         return Frame(rows)
 

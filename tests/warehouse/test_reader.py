@@ -125,7 +125,7 @@ def test_a_pinned_snapshot_does_not_move(tmp_path: Path, warehouse: Warehouse, f
 
 def test_mistakes_in_a_call_are_named(warehouse: Warehouse, impressions: pa.Table) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: warehouse.join(impressions, clock="known"), "clock='known'.* is not there yet"),
+        (lambda: warehouse.join(impressions, clock="wall"), "clock='wall'.* event, known"),  # type: ignore[arg-type]
         (lambda: warehouse.join(impressions, fill="mean"), "fill='mean'.* zeros, null"),  # type: ignore[arg-type]
         (lambda: warehouse.join(impressions, user=None, item=None), "leave out both sides"),
         (lambda: warehouse.join([{"user_id": "a"}]), "The impressions are a builtins.list; give a pyarrow table"),
