@@ -6,7 +6,12 @@ so a row built from an event never meets that event (DESIGN section 3, rules 4 a
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Literal
+
+import pyarrow as pa
+
+from warehouse.schemas import TIMESTAMP
 
 Clock = Literal["event", "known"]
 
@@ -46,3 +51,9 @@ def reigning_rows(source: str, entity: str, columns: Sequence[str], clock: Clock
     if clock == "known":
         reigns += f" AND valid_from >= max(valid_from) OVER ({window} ROWS UNBOUNDED PRECEDING)"
     return f"SELECT {', '.join((key, *columns))}, {visible} AS visible_us FROM {source} QUALIFY {reigns}"
+
+
+def instant_us(moment: datetime) -> int:
+    """Microseconds since 1970 of a moment; without a zone it is in UTC."""
+    aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return int(pa.scalar(aware, TIMESTAMP).cast(pa.int64()).as_py())

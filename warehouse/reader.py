@@ -7,11 +7,14 @@ train = w.join(impressions, user="user_id", item="item_id", ts="ts").to_pandas()
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from warehouse.clock import ENTITY, Clock
 from warehouse.errors import UsageError, WarehouseNotFound
+from warehouse.explain import explain_row
+from warehouse.export.tables import Format, export_snapshot
 from warehouse.frame import Frame, as_arrow
 from warehouse.join import Fill, asof_join
 from warehouse.ledger import FOLDER as LEDGER_FOLDER
@@ -109,6 +112,34 @@ class Warehouse:
             if column not in FEATURES[name].names:
                 raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(FEATURES[name].names)}.")
         return Frame(read_table(self._choose(snapshot).files(self.root, name), FEATURES[name], columns))
+
+    def explain(
+        self,
+        ts: datetime,
+        user: str | None = None,
+        item: str | None = None,
+        clock: Clock = "event",
+        snapshot: str | None = None,
+    ) -> dict[str, Any]:
+        """What made the value that `join` gives a user, or an item, at the moment `ts`: see `warehouse.explain`.
+
+        Raises UsageError unless exactly one of `user` and `item` is named.
+        """
+        if (user is None) == (item is None):
+            raise UsageError("explain() tells of one user or one item: name exactly one of them.")
+        entity, entity_id = ("item_id", item) if user is None else ("user_id", user)
+        assert entity_id is not None
+        return explain_row(self.root, self.manifest, self._choose(snapshot), entity, entity_id, ts, clock)
+
+    def export(
+        self, to: Format, out: str | Path, at: datetime | None = None, snapshot: str | None = None
+    ) -> dict[str, object]:
+        """What was written to the folder `out` for another library: fuxictr, recbole, npy, easyrec or feast.
+
+        `at` is the end of the training data: only knowledge from before it is exported, in files named by it.
+        Raises UsageError for an unknown format, an id that it cannot hold, or when there is no vector to export.
+        """
+        return export_snapshot(self.root, self._choose(snapshot), to, Path(out), at)
 
     def _choose(self, snapshot: str | None) -> Snapshot:
         return self.snapshot if snapshot is None else self.manifest.get(snapshot)
