@@ -77,27 +77,6 @@ def _statements(root: Path, snapshot: Snapshot | None) -> Iterator[str]:
             yield from _macros(schema, sources, clock, suffix)
 
 
-def _macros(schema: str, sources: Mapping[str, str], clock: Clock, suffix: str) -> Iterator[str]:
-    joins = {ENTITY[table]: _asof(source, ENTITY[table], clock) for table, source in sources.items()}
-    for table, source in sources.items():
-        entity = ENTITY[table]
-        side = entity.removesuffix("_id")
-        yield (
-            f"CREATE MACRO {schema}.{table}_asof{suffix}(tbl) AS TABLE "
-            f"SELECT i.*, {_columns(side)} FROM query_table(tbl) AS i {joins[entity]}"
-        )
-        yield (
-            f"CREATE MACRO {schema}.{side}_augment_at{suffix}(entity, moment) AS "
-            f"(SELECT first(augment ORDER BY valid_from DESC, {newest(entity)}) FROM {source} AS f "
-            f"WHERE f.{entity} = entity AND {visible_us(clock)} <= epoch_us(moment))"
-        )
-    yield (
-        f"CREATE MACRO {schema}.features_asof{suffix}(tbl) AS TABLE "
-        f"SELECT i.*, {', '.join(_columns(entity.removesuffix('_id')) for entity in joins)} "
-        f"FROM query_table(tbl) AS i {' '.join(joins.values())}"
-    )
-
-
 def _source(table: str, files: Sequence[Path]) -> str:
     """SQL for the rows of `table`; without files, an empty relation of its columns."""
     if files:
@@ -121,4 +100,25 @@ def _columns(side: str) -> str:
     return (
         f'"{side}".augment AS {side}_augment, "{side}".augment IS NOT NULL AS has_{side}_augment, '
         f'"{side}".valid_from AS {side}_valid_from, "{side}".rung AS {side}_rung'
+    )
+
+
+def _macros(schema: str, sources: Mapping[str, str], clock: Clock, suffix: str) -> Iterator[str]:
+    joins = {ENTITY[table]: _asof(source, ENTITY[table], clock) for table, source in sources.items()}
+    for table, source in sources.items():
+        entity = ENTITY[table]
+        side = entity.removesuffix("_id")
+        yield (
+            f"CREATE MACRO {schema}.{table}_asof{suffix}(tbl) AS TABLE "
+            f"SELECT i.*, {_columns(side)} FROM query_table(tbl) AS i {joins[entity]}"
+        )
+        yield (
+            f"CREATE MACRO {schema}.{side}_augment_at{suffix}(entity, moment) AS "
+            f"(SELECT first(augment ORDER BY valid_from DESC, {newest(entity)}) FROM {source} AS f "
+            f"WHERE f.{entity} = entity AND {visible_us(clock)} <= epoch_us(moment))"
+        )
+    yield (
+        f"CREATE MACRO {schema}.features_asof{suffix}(tbl) AS TABLE "
+        f"SELECT i.*, {', '.join(_columns(entity.removesuffix('_id')) for entity in joins)} "
+        f"FROM query_table(tbl) AS i {' '.join(joins.values())}"
     )
