@@ -62,7 +62,7 @@ def explain_row(
         lineage = {made.snapshot_id: made.lineage for made in manifest.snapshots}.get(row["snapshot_id"], {})
         trace = Provenance.at(con, root, row, entity, lineage).trace()
         if entity == "user_id":
-            numbers = [text["partition_no"] for text in trace.texts if not trace.groups]
+            numbers = [text["partition_no"] for text in trace.texts if text["partition_no"] is not None]
             found["partitions"] = _partitions(con, root, entity_id, row, numbers)
         else:
             found["version"] = _version(con, root, entity_id, row)

@@ -66,58 +66,58 @@ class Provenance:
         return cls(con, row, entity, engine, versions)
 
     def trace(self) -> Trace:
-        """What the row was made of."""
+        """What the row was made of: of all that it may have been, what has the digest that it names."""
+        candidates = self._of_a_user() if self.entity == "user_id" else self._of_an_item()
         if self.row["rung"] in (Rung.GROUP, Rung.GLOBAL):
-            return self._groups()
-        if self.entity == "item_id":
-            return self._own(["item_facts"], "source_digest = ?", self.row["source_digest"])
-        # A run may have asked for what is new in a partition, or not: the digest tells.
-        both = self._own(["user_summary", "user_shift"], "partition_no <= ?", self.row["partition_no"])
-        alone = self._own(["user_summary"], "partition_no <= ?", self.row["partition_no"])
-        return alone if alone.complete and not both.complete else both
+            return self._of_groups(candidates[0])
+        for texts in candidates:
+            if self._names(_digest_of_own(texts), texts):
+                return Trace(texts, [], True)
+        return Trace(candidates[0], [], False)
 
-    def _own(self, kinds: Sequence[str], where: str, argument: object) -> Trace:
-        texts = [
-            text
-            for kind in kinds
-            for text in self._calls(kind, f"entity_id = ? AND {where}", [self.row[self.entity], argument])
-        ]
-        texts.sort(
-            key=lambda text: (
-                -1 if text["partition_no"] is None else text["partition_no"],
-                text["kind"] == "user_shift",
-            )
-        )
-        named = self.row["texts_digest"]
-        if named is None:
+    def _names(self, found: str, texts: Sequence[Record]) -> bool:
+        if self.row["texts_digest"] is None:
             # A row of an older Lorestream, which names the newest of its texts only.
-            used = {text["request_key"] for text in texts if text["used"]}
-            return Trace(texts, [], self.row["request_key"] in used)
-        return Trace(texts, [], named == _digest_of_own(texts))
+            return self.row["request_key"] in {text["request_key"] for text in texts if text["used"]}
+        return bool(self.row["texts_digest"] == found)
 
-    def _groups(self) -> Trace:
+    def _of_a_user(self) -> list[list[Record]]:
+        """The calls about a user's partitions up to the row's own, with what is new in each and without."""
+        where, arguments = "entity_id = ? AND partition_no <= ?", [self.row["user_id"], self.row["partition_no"]]
+        summaries, shifts = (self._calls(kind, where, arguments) for kind in ("user_summary", "user_shift"))
+        both = sorted([*summaries, *shifts], key=lambda text: (text["partition_no"], text["kind"] == "user_shift"))
+        return [both, summaries]
+
+    def _of_an_item(self) -> list[list[Record]]:
+        """The call about the row's version of an item; and that with the calls back to the newest usable one."""
+        calls = self._calls("item_facts", "entity_id = ? AND as_of <= ?", [self.row["item_id"], self.row["valid_from"]])
+        own = [place for place, call in enumerate(calls) if call["source_digest"] == self.row["source_digest"]]
+        last = own[-1] if own else len(calls) - 1
+        usable = max((place for place in range(last + 1) if calls[place]["used"]), default=0)
+        return [calls[last : last + 1] if own else [], calls[usable : last + 1]]
+
+    def _of_groups(self, own: list[Record]) -> Trace:
+        """The groups that stand in for `own`, which is no use: those that the entity is in, or else all of a kind."""
         kinds = GROUP_KINDS[self.entity]
         members = records(
             self.con,
             "SELECT kind, generation, group_id, joined_at FROM group_members WHERE entity_id = ? "
-            "AND list_contains(?, kind) ORDER BY generation, kind",
+            "AND list_contains(?, kind)",
             [self.row[self.entity], list(kinds)],
         )
-        for generation in sorted({row["generation"] for row in records(self.con, "SELECT generation FROM groups", [])}):
-            by_kind = {row["kind"]: row for row in members if row["generation"] == generation}
-            parts = [self._standing(kind, generation, by_kind.get(kind)) for kind in kinds]
-            # Of a user in one kind of group alone, the other kind's average takes no part.
-            for chosen in (parts, [part for part in parts if part["group_id"]]):
-                known = [part for part in chosen if part["texts_digest"]]
-                if (
-                    known
-                    and digest([str(generation), *(part["group_id"] or "" for part in known)])
-                    == self.row["source_digest"]
-                ):
-                    texts = [text for part in known for text in part.pop("texts")]
-                    found = digest([part.pop("texts_digest") for part in known])
-                    return Trace(texts, known, found == self.row["texts_digest"])
-        return Trace([], [], False)
+        generations = {row["generation"] for row in records(self.con, "SELECT DISTINCT generation FROM groups")}
+        for generation in sorted(generations, reverse=True):
+            places = {row["kind"]: row for row in members if row["generation"] == generation}
+            in_groups = [self._standing(kind, generation, places[kind]) for kind in kinds if kind in places]
+            averages = [self._standing(kind, generation, None) for kind in kinds]
+            # Two kinds of groups may have been joined one after the other.
+            for parts in (in_groups, *([part] for part in in_groups), averages, *([part] for part in averages)):
+                known = [part for part in parts if part["texts_digest"]]
+                if known and digest([part["texts_digest"] for part in known]) == self.row["texts_digest"]:
+                    texts = [text for part in known for text in part["texts"]]
+                    groups = [{k: v for k, v in part.items() if not k.startswith("texts")} for part in known]
+                    return Trace([*own, *texts], groups, True)
+        return Trace(own, [], False)
 
     def _standing(self, kind: str, generation: int, member: Record | None) -> Record:
         """What a group stands for: its own text, or the mean of the nearest groups that have usable ones."""
@@ -131,7 +131,7 @@ class Provenance:
         calls = {text["entity_id"]: text for text in self._calls(kind, "list_contains(?, entity_id)", [list(parents)])}
         leaves = [group for group in sorted(parents.keys() - set(parents.values())) if calls.get(group, {}).get("used")]
         group = None if member is None else member["group_id"]
-        used = [group] if group in leaves else _nearest(group, leaves, parents)
+        used = [group] if group in leaves else _nearest(group, leaves, parents) or leaves
         named = next((row for row in tree if row["group_id"] == group), {})
         return {
             "kind": kind,
