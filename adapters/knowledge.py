@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import duckdb
@@ -12,7 +11,7 @@ import pyarrow as pa
 from adapters.fusion import mean_fusion
 from adapters.ladder import Climbed, Membership, climb, group_vectors
 from warehouse.answers import IMPORTED, answers_view
-from warehouse.keys import DIGEST_BYTES
+from warehouse.keys import texts_digest
 from warehouse.schemas import (
     GROUP_MEMBERS,
     GROUPS,
@@ -224,7 +223,7 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
         if other is not None:
             vectors[row] = (vectors[row] + known.vectors[other]) / 2 if has[row] else known.vectors[other]
             has[row] = True
-            digests[row] = _digest_of([digests[row], shift_keys[other]])
+            digests[row] = texts_digest([digests[row], shift_keys[other]])
     rows = summaries.rows.drop_columns(["rung", "texts_digest", "confirms"])
     return EntityVectors(_annotated(rows, has, digests), vectors, has)
 
@@ -243,7 +242,7 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
     digests, before = [], _NO_TEXTS
     for row, digest in enumerate(loaded.rows.column("texts_digest").to_pylist()):
         before = before if row and users[row] == users[row - 1] else _NO_TEXTS
-        before = _digest_of([before, digest]) if digest and before else digest or before
+        before = texts_digest([before, digest]) if digest and before else digest or before
         digests.append(before)
     rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
     return EntityVectors(_annotated(rows, has, digests), vectors, has)
@@ -267,10 +266,6 @@ def _newest_known(loaded: EntityVectors) -> tuple[np.ndarray, np.ndarray, np.nda
     entities = np.asarray(loaded.rows.column("entity_id").combine_chunks().dictionary_encode().indices)
     newest = np.maximum.accumulate(np.where(loaded.has_vector, np.arange(len(entities)), -1))
     return entities, newest, (newest >= 0) & (entities[np.maximum(newest, 0)] == entities)
-
-
-def _digest_of(parts: Sequence[str]) -> str:
-    return blake2b("/".join(parts).encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _universe(con: duckdb.DuckDBPyConnection, stored: Stored, kind: str, condition: str) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from adapters.knowledge import ITEM_KIND, USER_KIND, EntityVectors, Stored, in_chunks
 from adapters.materialise import materialise_items, materialise_users
 from adapters.trained import TrainedAdapter
-from warehouse.join import newest
+from warehouse.clock import newest
 from warehouse.schemas import FEATURES
 from warehouse.sql import connect, parquet_view
 

@@ -245,6 +245,43 @@ def quality(
 
 
 @app.command
+def explain(
+    *,
+    at: Annotated[datetime, Parameter(help="The moment of the event that sees the value (UTC).")],
+    user: Annotated[str | None, Parameter(help="Id of the user.")] = None,
+    item: Annotated[str | None, Parameter(help="Id of the item, instead.")] = None,
+    clock: Annotated[Literal["event", "known"], Parameter(help="Rebuilt from events, or as serving had it.")] = "event",
+    snapshot: Annotated[str | None, Parameter(help="Another snapshot than the current one.")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """What made a value: the row seen at a moment, its events, prompts, texts, model and adapter."""
+    from flows.config import load_config
+    from flows.explaining import as_page
+    from flows.explaining import explain as explain_value
+
+    found = explain_value(load_config(config), user, item, at, clock, snapshot)
+    _print(found, json, lambda: as_page(found))
+
+
+@app.command(name="export")
+def export_tables(
+    out: Path,
+    *,
+    to: Annotated[Literal["fuxictr", "recbole", "npy", "easyrec", "feast"], Parameter(help="Who will load it.")],
+    at: Annotated[datetime | None, Parameter(help="End of the training data (UTC): nothing known later.")] = None,
+    snapshot: Annotated[str | None, Parameter(help="Another snapshot than the current one.")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Write the published vectors to the folder OUT in another library's format."""
+    from flows.config import load_config
+    from flows.exporting import export as export_vectors
+
+    _print(export_vectors(load_config(config), to, out, at, snapshot), json)
+
+
+@app.command
 def status(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     """What the warehouse holds: events, partitions, pending calls, texts, tokens, snapshots."""
     from flows.config import load_config

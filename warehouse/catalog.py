@@ -3,19 +3,20 @@
     ATTACH 'features.duckdb' AS features (READ_ONLY);
     SELECT * FROM features.lorestream.user_features_latest;
     SELECT * FROM features.lorestream.features_asof('impressions');     -- needs columns user_id, item_id, ts
+    SELECT * FROM features.lorestream.features_asof_known('impressions');     -- only what had been made by `ts`
 
 Everything stands in the schema `lorestream`, and again in `main`, so that `ATTACH ... AS lorestream` makes
 `lorestream.user_features_latest` work. The file holds no rows: it names the Parquet files by absolute path, because
 DuckDB resolves relative ones against the reader's working folder. A moved warehouse needs `rebuild(root)` once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from warehouse.join import ENTITY, newest, newest_per_instant
+from warehouse.clock import ENTITY, Clock, newest, reigning_rows, visible_us
 from warehouse.schemas import FEATURES
 from warehouse.snapshot import Snapshot, read_manifest
 from warehouse.sql import quote
@@ -23,6 +24,9 @@ from warehouse.store import replacing
 
 CATALOG_NAME = "features.duckdb"
 SCHEMAS = ("lorestream", "main")
+
+# Macros by clock: `features_asof` goes by events, `features_asof_known` by what was known at the time.
+MACRO_SUFFIX: Mapping[Clock, str] = {"event": "", "known": "_known"}
 
 _SQL_TYPES = {
     pa.string(): "VARCHAR",
@@ -64,26 +68,13 @@ def _statements(root: Path, snapshot: Snapshot | None) -> Iterator[str]:
         )
         for table, source in sources.items():
             entity = ENTITY[table]
-            side = entity.removesuffix("_id")
             yield f"CREATE VIEW {schema}.{table} AS SELECT * FROM {source}"
             yield (
                 f"CREATE VIEW {schema}.{table}_latest AS SELECT * FROM {source} "
                 f"QUALIFY row_number() OVER (PARTITION BY {entity} ORDER BY valid_from DESC, {newest(entity)}) = 1"
             )
-            yield (
-                f"CREATE MACRO {schema}.{table}_asof(tbl) AS TABLE "
-                f"SELECT i.*, {_columns(side)} FROM query_table(tbl) AS i {_asof(source, entity)}"
-            )
-            yield (
-                f"CREATE MACRO {schema}.{side}_augment_at(entity, moment) AS "
-                f"(SELECT first(augment ORDER BY valid_from DESC, {newest(entity)}) FROM {source} AS f "
-                f"WHERE f.{entity} = entity AND epoch_us(f.valid_from) < epoch_us(moment))"
-            )
-        yield (
-            f"CREATE MACRO {schema}.features_asof(tbl) AS TABLE "
-            f"SELECT i.*, {_columns('user')}, {_columns('item')} FROM query_table(tbl) AS i "
-            + " ".join(_asof(source, ENTITY[table]) for table, source in sources.items())
-        )
+        for clock, suffix in MACRO_SUFFIX.items():
+            yield from _macros(schema, sources, clock, suffix)
 
 
 def _source(table: str, files: Sequence[Path]) -> str:
@@ -94,14 +85,14 @@ def _source(table: str, files: Sequence[Path]) -> str:
     return f"(SELECT {columns} WHERE false)"
 
 
-def _asof(source: str, entity: str) -> str:
+def _asof(source: str, entity: str, clock: Clock) -> str:
     """SQL that joins `source` to the impressions `i`, under the alias `user` or `item`."""
     side = entity.removesuffix("_id")
-    rows = newest_per_instant(source, entity, ("valid_from", "augment", "rung"))
+    rows = reigning_rows(source, entity, ("valid_from", "augment", "rung"), clock)
     # Microseconds since 1970 rather than timestamps: they read a `ts` without time zone as UTC in every session.
     return (
         f'ASOF LEFT JOIN ({rows}) AS "{side}" '
-        f'ON i.{entity} = "{side}".{entity} AND epoch_us(i.ts) > epoch_us("{side}".valid_from)'
+        f'ON i.{entity} = "{side}".{entity} AND epoch_us(i.ts) >= "{side}".visible_us'
     )
 
 
@@ -109,4 +100,25 @@ def _columns(side: str) -> str:
     return (
         f'"{side}".augment AS {side}_augment, "{side}".augment IS NOT NULL AS has_{side}_augment, '
         f'"{side}".valid_from AS {side}_valid_from, "{side}".rung AS {side}_rung'
+    )
+
+
+def _macros(schema: str, sources: Mapping[str, str], clock: Clock, suffix: str) -> Iterator[str]:
+    joins = {ENTITY[table]: _asof(source, ENTITY[table], clock) for table, source in sources.items()}
+    for table, source in sources.items():
+        entity = ENTITY[table]
+        side = entity.removesuffix("_id")
+        yield (
+            f"CREATE MACRO {schema}.{table}_asof{suffix}(tbl) AS TABLE "
+            f"SELECT i.*, {_columns(side)} FROM query_table(tbl) AS i {joins[entity]}"
+        )
+        yield (
+            f"CREATE MACRO {schema}.{side}_augment_at{suffix}(entity, moment) AS "
+            f"(SELECT first(augment ORDER BY valid_from DESC, {newest(entity)}) FROM {source} AS f "
+            f"WHERE f.{entity} = entity AND {visible_us(clock)} <= epoch_us(moment))"
+        )
+    yield (
+        f"CREATE MACRO {schema}.features_asof{suffix}(tbl) AS TABLE "
+        f"SELECT i.*, {', '.join(_columns(entity.removesuffix('_id')) for entity in joins)} "
+        f"FROM query_table(tbl) AS i {' '.join(joins.values())}"
     )

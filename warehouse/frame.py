@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from warehouse.errors import UsageError
+from warehouse.optional import needs
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -37,13 +38,18 @@ class Frame:
         return self.table
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The rows as a pandas frame (index kept if the rows came from pandas); vectors are numpy arrays."""
+        """The rows as a pandas frame (index kept if the rows came from pandas); vectors are numpy arrays.
+
+        Raises MissingLibrary where pandas is not installed.
+        """
+        with needs("pandas", "Frame.to_pandas()"):
+            import pandas as pd  # noqa: F401
         return self.table.to_pandas()
 
     def to_polars(self) -> "pl.DataFrame":
-        """The rows as a polars frame; vectors are `List(Float32)`."""
-        import polars as pl
-
+        """The rows as a polars frame; vectors are `List(Float32)`. Raises MissingLibrary where there is no polars."""
+        with needs("polars", "Frame.to_polars()"):
+            import polars as pl
         frame = pl.from_arrow(self.table)
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -52,10 +58,12 @@ class Frame:
         """Tensors by column name: numbers and bools [n], vectors [n, d], times [n] int64 microseconds since 1970.
 
         Without `columns`, all that can be tensors: strings are left out, and so are columns with a null in them.
-        Raises UsageError for a column named in `columns` that cannot be one, with the reason.
+        Raises UsageError for a column named in `columns` that cannot be one, with the reason, and MissingLibrary
+        where torch or numpy is not installed.
         """
-        import torch
-
+        with needs("torch", "Frame.to_torch()"):
+            import numpy as np  # noqa: F401
+            import torch
         tensors: dict[str, torch.Tensor] = {}
         for name in self.columns if columns is None else columns:
             if name not in self.columns:

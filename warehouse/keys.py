@@ -43,6 +43,11 @@ def engine_id(model: str, revision: str, sampling: Mapping[str, object], verific
     return digest({"model": model, "revision": revision, "sampling": dict(sampling), "verification": verification})[:16]
 
 
+def texts_digest(parts: Iterable[str]) -> str:
+    """Identity of what was made of several texts together, each named by its request key or by such a digest."""
+    return blake2b("/".join(parts).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
 def item_digest(title: str, attributes: Mapping[str, object]) -> str:
     """Identity of one version of an item: its title and attributes, absent and null attributes alike."""
     return digest({"title": title, "attributes": {k: v for k, v in attributes.items() if v is not None}})

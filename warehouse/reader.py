@@ -7,18 +7,20 @@ train = w.join(impressions, user="user_id", item="item_id", ts="ts").to_pandas()
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, get_args
 
+from warehouse.clock import ENTITY, Clock
 from warehouse.errors import UsageError, WarehouseNotFound
+from warehouse.explain import explain_row
+from warehouse.export.tables import Format, export_snapshot
 from warehouse.frame import Frame, as_arrow
-from warehouse.join import ENTITY, Fill, asof_join
+from warehouse.join import Fill, asof_join
 from warehouse.ledger import FOLDER as LEDGER_FOLDER
 from warehouse.schemas import FEATURES
 from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, read_manifest, require_public
 from warehouse.store import read_table
-
-Clock = Literal["event", "known"]
 
 
 def open(path: str | Path, snapshot: str | None = None) -> "Warehouse":
@@ -65,21 +67,24 @@ class Warehouse:
         snapshot: str | None = None,
         fill: Fill = "zeros",
     ) -> Frame:
-        """The impressions, same rows in the same order, with what was known of user and item just before `ts`.
+        """The impressions, same rows in the same order, with what there is to know of user and item before `ts`.
 
         New columns, for `user` and likewise for `item`: user_augment (list<float32>, see `fill`), has_user_augment
-        (bool), user_valid_from and user_rung (null when nothing was valid yet). The match is the newest row with
-        valid_from < ts, so no row sees its own event or a later one.
+        (bool), user_valid_from and user_rung (null when there was no row yet). The match is the newest row with
+        valid_from < ts, so no row sees its own event or a later one. `clock` says which rows there are:
+
+        - event: all of the snapshot, whenever they were made; this is how training sets are rebuilt
+        - known: those with created_at <= ts, which is what serving had at that moment. A retrained adapter makes
+          every row anew, so to look behind its `created_at` name a `snapshot` from before it.
 
         `impressions`: a pyarrow table, pandas or polars frame, or DuckDB relation. `user`, `item`, `ts` name its
         columns; None for `user` or `item` leaves that side out. Ids are strings or whole numbers; times are
         timestamps, in UTC if they have no zone. `fill`: what stands where there is no vector, `zeros` or `null`.
         Raises UsageError for a column that is absent, of another type, or already there.
         """
-        if clock != "event":
-            raise UsageError(f"join(clock={clock!r}) is not there yet; only clock='event' is.")
-        if fill not in get_args(Fill):
-            raise UsageError(f"join(fill={fill!r}) is unknown; it is one of {', '.join(get_args(Fill))}.")
+        for name, given, known in (("clock", clock, Clock), ("fill", fill, Fill)):
+            if given not in get_args(known):
+                raise UsageError(f"join({name}={given!r}) is unknown; it is one of {', '.join(get_args(known))}.")
         if user is None and item is None:
             raise UsageError("join() was told to leave out both sides. Name the user or the item column.")
         chosen, rows = self._choose(snapshot), as_arrow(impressions)
@@ -93,6 +98,7 @@ class Warehouse:
                     ts=ts,
                     dim=chosen.augment_dim(table),
                     fill=fill,
+                    clock=clock,
                 )
         return Frame(rows)
 
@@ -106,6 +112,34 @@ class Warehouse:
             if column not in FEATURES[name].names:
                 raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(FEATURES[name].names)}.")
         return Frame(read_table(self._choose(snapshot).files(self.root, name), FEATURES[name], columns))
+
+    def explain(
+        self,
+        ts: datetime,
+        user: str | None = None,
+        item: str | None = None,
+        clock: Clock = "event",
+        snapshot: str | None = None,
+    ) -> dict[str, Any]:
+        """What made the value that `join` gives a user, or an item, at the moment `ts`: see `warehouse.explain`.
+
+        Raises UsageError unless exactly one of `user` and `item` is named.
+        """
+        if (user is None) == (item is None):
+            raise UsageError("explain() tells of one user or one item: name exactly one of them.")
+        entity, entity_id = ("item_id", item) if user is None else ("user_id", user)
+        assert entity_id is not None
+        return explain_row(self.root, self.manifest, self._choose(snapshot), entity, entity_id, ts, clock)
+
+    def export(
+        self, to: Format, out: str | Path, at: datetime | None = None, snapshot: str | None = None
+    ) -> dict[str, object]:
+        """What was written to the folder `out` for another library: fuxictr, recbole, npy, easyrec or feast.
+
+        `at` is the end of the training data: only knowledge from before it is exported, in files named by it.
+        Raises UsageError for an unknown format, an id that it cannot hold, or when there is no vector to export.
+        """
+        return export_snapshot(self.root, self._choose(snapshot), to, Path(out), at)
 
     def _choose(self, snapshot: str | None) -> Snapshot:
         return self.snapshot if snapshot is None else self.manifest.get(snapshot)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import duckdb
@@ -58,6 +60,11 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def moment(at: datetime) -> str:
+    """A time as an SQL literal."""
+    return f"TIMESTAMPTZ {quote(at.isoformat())}"
+
+
 def parquet_view(
     con: duckdb.DuckDBPyConnection, name: str, files: Sequence[Path], schema: pa.Schema, *, grown: bool = False
 ) -> None:
@@ -76,3 +83,9 @@ def parquet_view(
     else:
         source = f"read_parquet([{listing}])"
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {source}")
+
+
+def records(con: duckdb.DuckDBPyConnection, query: str, arguments: Sequence[object] = ()) -> list[dict[str, Any]]:
+    """The rows that a query gives, each as a mapping; `?` in it stand for `arguments`."""
+    rows: list[dict[str, Any]] = con.sql(query, params=list(arguments)).to_arrow_table().to_pylist()
+    return rows

@@ -25,19 +25,23 @@ Row = dict[str, Any]
 USERS, ITEMS = ["u1", "u2", "ü'3"], ["i1", "i2"]
 
 
-def naive_match(features: list[Row], entity: str, key: str | None, moment: datetime | None) -> Row | None:
-    """The newest row of `key` that is valid before `moment`, by reading them all."""
+def naive_match(features: list[Row], entity: str, key: str | None, moment: datetime | None, clock: Any) -> Row | None:
+    """The newest row of `key` that is valid before `moment`, and made by then if that counts, by reading them all."""
     if key is None or moment is None:
         return None
     valid = [row for row in features if row[entity] == key and row["valid_from"] < moment]
+    if clock == "known":
+        valid = [row for row in valid if row["created_at"] <= moment]
     return max(valid, key=lambda row: (row["valid_from"], row["created_at"], row.get("partition_no")), default=None)
 
 
-def naive_join(impressions: list[Row], features: list[Row], entity: str, zeros: list[float] | None) -> list[Row]:
+def naive_join(
+    impressions: list[Row], features: list[Row], entity: str, zeros: list[float] | None, clock: Any = "event"
+) -> list[Row]:
     side = entity.removesuffix("_id")
     joined = []
     for row in impressions:
-        found = naive_match(features, entity, row[entity], row["ts"]) or {}
+        found = naive_match(features, entity, row[entity], row["ts"], clock) or {}
         vector = found.get("augment")
         joined.append(
             {
@@ -92,10 +96,15 @@ def impressions_of(rows: list[Row]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-@given(impressions=impression_sets, features=feature_sets("user_id", USERS), fill=st.sampled_from(["zeros", "null"]))
-@settings(max_examples=60, deadline=None)
+@given(
+    impressions=impression_sets,
+    features=feature_sets("user_id", USERS),
+    fill=st.sampled_from(["zeros", "null"]),
+    clock=st.sampled_from(["event", "known"]),
+)
+@settings(max_examples=100, deadline=None)
 def test_the_join_equals_a_naive_oracle(
-    feature_rows: Build, at: Clock, impressions: list[Row], features: list[Row], fill: Any
+    feature_rows: Build, at: Clock, impressions: list[Row], features: list[Row], fill: Any, clock: Any
 ) -> None:
     impressions, features = timed(impressions, at, "ts"), timed(features, at, "valid_from", "created_at")
     joined = asof_join(
@@ -106,19 +115,19 @@ def test_the_join_equals_a_naive_oracle(
         ts="ts",
         dim=2,
         fill=fill,
+        clock=clock,
     )
-    assert joined.to_pylist() == naive_join(impressions, features, "user_id", [0.0, 0.0] if fill == "zeros" else None)
+    zeros = [0.0, 0.0] if fill == "zeros" else None
+    assert joined.to_pylist() == naive_join(impressions, features, "user_id", zeros, clock)
 
 
 @given(impressions=impression_sets, users=feature_sets("user_id", USERS), items=feature_sets("item_id", ITEMS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_python_and_sql_join_published_tables_like_the_oracle(
     feature_rows: Build, at: Clock, impressions: list[Row], users: list[Row], items: list[Row]
 ) -> None:
     impressions = timed(impressions, at, "ts")
     users, items = timed(users, at, "valid_from", "created_at"), timed(items, at, "valid_from", "created_at")
-    table = impressions_of(impressions)
-    expected = naive_join(naive_join(impressions, users, "user_id", None), items, "item_id", None)
     with TemporaryDirectory() as folder:
         # Two publications, so that the join reads several files.
         for part in (slice(0, None, 2), slice(1, None, 2)):
@@ -127,23 +136,33 @@ def test_python_and_sql_join_published_tables_like_the_oracle(
                 "item_features": feature_rows("item_features", items[part]),
             }
             publish(Path(folder), rows, replace=False, now=at(0), lineage={})
-        assert open_warehouse(folder).join(table, fill="null").to_arrow().to_pylist() == expected
+        for clock in catalog.MACRO_SUFFIX:
+            expected = naive_join(naive_join(impressions, users, "user_id", None, clock), items, "item_id", None, clock)
+            table = impressions_of(impressions)
+            assert open_warehouse(folder).join(table, fill="null", clock=clock).to_arrow().to_pylist() == expected
+            check_macros(Path(folder), table, expected, catalog.MACRO_SUFFIX[clock])
 
-        with duckdb.connect() as con:
-            # A session far from UTC and a `ts` without zone: both must still mean UTC.
-            con.execute("SET TimeZone = 'Asia/Tokyo'")
-            con.execute(f"ATTACH '{folder}/{catalog.CATALOG_NAME}' AS features (READ_ONLY)")
-            naive = table.set_column(2, "ts", table["ts"].cast(pa.timestamp("us")))
-            con.register("shown", naive.append_column("row", pa.array(range(len(naive)), pa.int64())))
-            joined = con.sql("SELECT * FROM features.lorestream.features_asof('shown') ORDER BY row").to_arrow_table()
-            looked_up = con.sql(
-                "SELECT features.lorestream.user_augment_at(user_id, ts) AS user, "
-                "features.lorestream.item_augment_at(item_id, ts) AS item FROM shown ORDER BY row"
-            ).to_arrow_table()
-    joined = joined.drop_columns(["row"]).set_column(2, "ts", table["ts"])
-    assert joined.select(list(expected[0]) if expected else []).to_pylist() == expected
-    assert looked_up["user"].to_pylist() == [row["user_augment"] for row in expected]
-    assert looked_up["item"].to_pylist() == [row["item_augment"] for row in expected]
+
+def check_macros(root: Path, shown: pa.Table, expected: list[Row], suffix: str) -> None:
+    """Each macro of one clock gives what the join gives, in a session far from UTC and for a `ts` without zone."""
+    schema = "features.lorestream"
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'Asia/Tokyo'")
+        con.execute(f"ATTACH '{root}/{catalog.CATALOG_NAME}' AS features (READ_ONLY)")
+        naive = shown.set_column(2, "ts", shown["ts"].cast(pa.timestamp("us")))
+        con.register("shown", naive.append_column("row", pa.array(range(len(naive)), pa.int64())))
+
+        def query(sql: str) -> pa.Table:
+            return con.sql(f"{sql} ORDER BY row").to_arrow_table().drop_columns(["row"])
+
+        joined = query(f"FROM {schema}.features_asof{suffix}('shown')").set_column(2, "ts", shown["ts"])
+        assert joined.select(list(expected[0]) if expected else []).to_pylist() == expected
+        for side in ("user", "item"):
+            vectors = [row[f"{side}_augment"] for row in expected]
+            one_sided = query(f"FROM {schema}.{side}_features_asof{suffix}('shown')")
+            assert one_sided[f"{side}_augment"].to_pylist() == vectors
+            looked_up = query(f"SELECT row, {schema}.{side}_augment_at{suffix}({side}_id, ts) AS augment FROM shown")
+            assert looked_up["augment"].to_pylist() == vectors
 
 
 @given(moments=st.lists(st.integers(0, 20), min_size=1, max_size=20), sealed=st.sets(st.integers(0, 20), min_size=1))
@@ -168,6 +187,56 @@ def test_a_planted_future_token_reaches_no_earlier_row(
     for moment, vector in zip(moments, joined["user_augment"].to_pylist(), strict=True):
         visible = [second for second in sealed if second < moment]
         assert vector == ([float(max(visible))] if visible else None)
+
+
+def test_a_late_backfill_of_an_old_partition_does_not_replace_what_serving_had(feature_rows: Build, at: Clock) -> None:
+    """The case where ordering by greatest(valid_from, created_at) alone goes wrong."""
+    rows = [
+        {"user_id": "u", "valid_from": at(10), "created_at": at(12), "augment": [10.0]},
+        {"user_id": "u", "valid_from": at(5), "created_at": at(20), "augment": [5.0]},
+        {"user_id": "u", "valid_from": at(10), "created_at": at(30), "augment": [10.5]},
+    ]
+    moments = [9, 10, 11, 12, 19, 20, 29, 30, 99]
+    joined = asof_join(
+        pa.table({"user_id": ["u"] * len(moments), "ts": [at(moment) for moment in moments]}),
+        feature_rows("user_features", rows, dim=1),
+        entity="user_id",
+        on="user_id",
+        ts="ts",
+        dim=1,
+        clock="known",
+    )
+    seen = [vector[0] for vector in joined["user_augment"].to_pylist()]
+    assert seen == [0.0, 0.0, 0.0, 10.0, 10.0, 10.0, 10.0, 10.5, 10.5]
+
+
+@given(
+    moments=st.lists(st.integers(0, 20), min_size=1, max_size=20),
+    made=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1),
+)
+@settings(max_examples=40, deadline=None)
+def test_by_the_known_clock_nothing_is_seen_before_it_was_made_nor_ever_lost_again(
+    feature_rows: Build, at: Clock, moments: list[int], made: list[tuple[int, int]]
+) -> None:
+    # Each vector says when its events were over and when it was made.
+    rows = [
+        {"user_id": "u", "valid_from": at(v), "created_at": at(c), "augment": [float(v), float(c)]} for v, c in made
+    ]
+    moments = sorted(moments)
+    joined = asof_join(
+        pa.table({"user_id": ["u"] * len(moments), "ts": [at(moment) for moment in moments]}),
+        feature_rows("user_features", rows),
+        entity="user_id",
+        on="user_id",
+        ts="ts",
+        dim=2,
+        fill="null",
+        clock="known",
+    )
+    seen = list(zip(moments, joined["user_augment"].to_pylist(), strict=True))
+    assert all(vector is None or (vector[0] < moment and vector[1] <= moment) for moment, vector in seen)
+    freshness = [-1.0 if vector is None else vector[0] for _, vector in seen]
+    assert freshness == sorted(freshness)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +314,13 @@ def test_impressions_that_cannot_be_joined_are_refused_by_name(
     shown = pa.table({name: column for name, column in columns.items() if column is not None})
     with pytest.raises(UsageError, match=message):
         warehouse.join(shown)
+
+
+def test_vectors_of_another_length_than_the_manifest_says_are_refused(feature_rows: Build, at: Clock) -> None:
+    features = feature_rows("user_features", [{"user_id": "7", "valid_from": at(1), "augment": [1.0, 2.0]}])
+    shown = pa.table({"user_id": ["7"], "ts": [at(2)]})
+    with pytest.raises(CorruptWarehouse, match="1 vectors of 2 numbers in all, and not 3 in each"):
+        asof_join(shown, features, entity="user_id", on="user_id", ts="ts", dim=3)
 
 
 def test_a_damaged_feature_file_is_named(tmp_path: Path, feature_rows: Build, at: Clock) -> None:

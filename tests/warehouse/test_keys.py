@@ -16,6 +16,11 @@ def test_request_key_is_golden() -> None:
     assert keys.item_digest("Nine Lamps", {"genres": ["Drama"], "year": 1987}) == "321711aa2c8d836b0fda84762d9d7231"
 
 
+def test_the_digest_of_several_texts_is_golden() -> None:
+    # Made by warehouse.keys.texts_digest on 2026-11-27 (blake2b-128 of the keys joined by slashes).
+    assert keys.texts_digest(["k1", "k2"]) == "91ce1b8b9ef5dfe43b415bd5c8a99e91"
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -125,7 +125,7 @@ def test_a_pinned_snapshot_does_not_move(tmp_path: Path, warehouse: Warehouse, f
 
 def test_mistakes_in_a_call_are_named(warehouse: Warehouse, impressions: pa.Table) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: warehouse.join(impressions, clock="known"), "clock='known'.* is not there yet"),
+        (lambda: warehouse.join(impressions, clock="wall"), "clock='wall'.* event, known"),  # type: ignore[arg-type]
         (lambda: warehouse.join(impressions, fill="mean"), "fill='mean'.* zeros, null"),  # type: ignore[arg-type]
         (lambda: warehouse.join(impressions, user=None, item=None), "leave out both sides"),
         (lambda: warehouse.join([{"user_id": "a"}]), "The impressions are a builtins.list; give a pyarrow table"),
@@ -181,13 +181,33 @@ sys.meta_path.insert(0, Absent())
 from datetime import datetime
 import pyarrow as pa
 import lorestream
+from warehouse.errors import LorestreamError
 w = lorestream.open(sys.argv[1])
 shown = pa.table({"user_id": ["a"], "item_id": ["i"], "ts": [datetime(2021, 1, 1)]})
 print(w.join(shown).to_arrow()["user_augment"].to_pylist(), w.table("user_features").to_arrow().num_rows)
+for convert in (w.join(shown).to_pandas, w.join(shown).to_polars, w.join(shown).to_torch):
+    try:
+        convert()
+    except LorestreamError as error:
+        print(error)
+for to in ("easyrec", "recbole", "feast"):
+    w.export(to, sys.argv[2])
+try:
+    w.export("npy", sys.argv[2])
+except LorestreamError as error:
+    print(error)
 """
 
 
-def test_reading_needs_pyarrow_and_duckdb_only(warehouse: Warehouse) -> None:
-    command = [sys.executable, "-c", READER, str(warehouse.root)]
+def test_reading_needs_pyarrow_and_duckdb_only_and_the_rest_says_what_to_install(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", READER, str(warehouse.root), str(tmp_path / "exported")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.stdout == "[[1.0, 2.0]] 2\n", done.stderr
+    assert done.stdout.splitlines() == [
+        "[[1.0, 2.0]] 2",
+        "Frame.to_pandas() takes pandas, which is not installed: `pip install pandas`.",
+        "Frame.to_polars() takes polars, which is not installed: `pip install polars`.",
+        "Frame.to_torch() takes torch, which is not installed: `pip install torch`.",
+        "An export as a matrix takes numpy, which is not installed: `pip install numpy`.",
+    ], done.stderr
