@@ -1,7 +1,7 @@
 """Stored knowledge as vectors per user and partition, and per item version: what adapters train on and publish from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from adapters.fusion import mean_fusion
 from adapters.ladder import Climbed, Membership, climb, group_vectors
+from adapters.texts import UserTexts
 from warehouse.answers import IMPORTED, answers_view
 from warehouse.keys import DIGEST_BYTES
 from warehouse.schemas import (
@@ -64,12 +65,14 @@ class EntityVectors:
     `rows`, in order of (entity_id, valid_from): entity_id, partition_no, valid_from, request_key, source_digest,
     prompt_version, status, model, rung, texts_digest (of all texts in the vector), and `confirms`: true where a row
     says again what an earlier one says, which matters only if something else was published for that instant.
-    `vectors` is [n, d] float32; a row without usable knowledge is zero and False in `has_vector` [n].
+    `vectors` is [n, d] float32; a row without usable knowledge is zero and False in `has_vector` [n]. `texts`, of users
+    only, are row for row the single texts that the vectors are means of.
     """
 
     rows: pa.Table
     vectors: np.ndarray
     has_vector: np.ndarray
+    texts: UserTexts | None = None
 
     def known(self) -> "EntityVectors":
         """Only the rows with a vector."""
@@ -77,7 +80,9 @@ class EntityVectors:
 
     def take(self, index: np.ndarray) -> "EntityVectors":
         """The rows at these positions."""
-        return EntityVectors(self.rows.take(pa.array(index, pa.int64())), self.vectors[index], self.has_vector[index])
+        texts = None if self.texts is None else self.texts.take(index)
+        rows = self.rows.take(pa.array(index, pa.int64()))
+        return EntityVectors(rows, self.vectors[index], self.has_vector[index], texts)
 
 
 def user_vectors(stored: Stored) -> EntityVectors:
@@ -200,9 +205,14 @@ def _nothing(dim: int) -> EntityVectors:
 
 
 def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
-    """Summaries whose vector is the mean of the summary's and the shift's, as far as there are any."""
+    """Summaries whose vector is the mean of the summary's and the shift's, as far as there are any.
+
+    `texts` are the texts and partitions, each row having its own partition only.
+    """
+    own = UserTexts.single(summaries.vectors, _moments(summaries.rows))
+    own = replace(own, summary=np.where(summaries.has_vector, own.summary, -1))
     if not shifts.has_vector.any():
-        return summaries
+        return replace(summaries, texts=own)
     known = shifts.known()
     place = {
         key: row
@@ -211,6 +221,7 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
         )
     }
     vectors, has = summaries.vectors.copy(), summaries.has_vector.copy()
+    shift_at = np.full(len(has), -1, np.int64)
     digests = summaries.rows.column("texts_digest").to_pylist()
     shift_keys = known.rows.column("texts_digest").to_pylist()
     entities, numbers = (summaries.rows.column(name).to_pylist() for name in ("entity_id", "partition_no"))
@@ -219,9 +230,11 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
         if other is not None:
             vectors[row] = (vectors[row] + known.vectors[other]) / 2 if has[row] else known.vectors[other]
             has[row] = True
+            shift_at[row] = len(vectors) + other
             digests[row] = _digest_of([digests[row], shift_keys[other]])
     rows = summaries.rows.drop_columns(["rung", "texts_digest", "confirms"])
-    return EntityVectors(_annotated(rows, has, digests), vectors, has)
+    texts = replace(own, vectors=np.concatenate([own.vectors, known.vectors]), shift=shift_at)
+    return EntityVectors(_annotated(rows, has, digests), vectors, has, texts)
 
 
 def _fuse(loaded: EntityVectors) -> EntityVectors:
@@ -235,6 +248,9 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
     newest = np.maximum.accumulate(np.where(keep, np.arange(len(keep)), -1))
     has = (newest >= 0) & (users[np.maximum(newest, 0)] == users)
     position = np.cumsum(keep) - 1
+    # A row may use all of its user's partitions up to its own.
+    first = np.maximum.accumulate(np.where(np.append(True, users[1:] != users[:-1]), np.arange(len(users)), 0))
+    assert loaded.texts is not None, "partitions come with their texts"
     vectors = np.zeros_like(loaded.vectors)
     vectors[has] = fused[position[newest[has]]]
     digests, before = [], _NO_TEXTS
@@ -243,7 +259,25 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
         before = _digest_of([before, digest]) if digest and before else digest or before
         digests.append(before)
     rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
-    return EntityVectors(_annotated(rows, has, digests), vectors, has)
+    return EntityVectors(_annotated(rows, has, digests), vectors, has, replace(loaded.texts, first=first))
+
+
+def _all_texts(own: EntityVectors, climbed: Climbed) -> UserTexts | None:
+    """The texts of own rows and of those that the ladder adds: what stands for an entity counts as its only text, and a
+    row that repeats an own one has that one's texts and age."""
+    if own.texts is None:
+        return None
+    added = UserTexts.single(climbed.vectors, _moments(climbed.rows))
+    nothing = replace(added, last=np.where(climbed.has_vector, added.last, added.first))
+    both = own.texts.extend(nothing)
+    rows, repeated = np.arange(len(both)), np.flatnonzero(climbed.own_row >= 0)
+    rows[len(own.texts) + repeated] = climbed.own_row[repeated]
+    return both.take(rows)
+
+
+def _moments(rows: pa.Table) -> np.ndarray:
+    """`valid_from` in microseconds since 1970, int64."""
+    return np.asarray(rows.column("valid_from").cast(TIMESTAMP).cast(pa.int64()).to_numpy(), np.int64)
 
 
 def _digest_of(parts: Sequence[str]) -> str:
@@ -309,7 +343,7 @@ def _with_rungs(own: EntityVectors, climbed: Climbed, kind: str) -> EntityVector
     added = added.append_column("confirms", pa.array(confirming))
     rows = pa.concat_tables([own.rows, added.select(own.rows.column_names).cast(own.rows.schema)])
     has = np.concatenate([own.has_vector, climbed.has_vector | confirming])
-    together = EntityVectors(rows, np.concatenate([own.vectors, vectors]), has)
+    together = EntityVectors(rows, np.concatenate([own.vectors, vectors]), has, _all_texts(own, climbed))
     order = pa.compute.sort_indices(
         rows.append_column("at", pa.array(np.arange(rows.num_rows))),
         [("entity_id", "ascending"), ("valid_from", "ascending"), ("at", "ascending")],
