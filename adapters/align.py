@@ -48,11 +48,10 @@ def collaborative_embeddings(
 
 
 def info_nce(made: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """InfoNCE [] of pairs of rows of [b, d] tensors, in both directions; all entities of a batch are distinct.
+    """InfoNCE, a scalar, of b pairs: row i of each [b, d] tensor belongs together, all others do not.
 
-        s_ij = cos(made_i, target_j) / temperature
-        loss = -(1 / 2b) sum_i (ln softmax_j(s_ij)[i] + ln softmax_j(s_ji)[i])
-    """  # fmt: skip
+    loss = -(1 / 2b) sum_i (ln softmax_j(s_ij)[i] + ln softmax_j(s_ji)[i]),   s_ij = cos(made_i, target_j) / temperature
+    """
     scores = F.normalize(made, dim=1) @ F.normalize(target, dim=1).T / temperature
     own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2

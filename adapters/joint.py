@@ -32,6 +32,8 @@ from warehouse.reader import open as open_warehouse
 from warehouse.schemas import TIMESTAMP
 from warehouse.sql import connect, parquet_view
 
+_VECTOR = pa.list_(pa.float32())
+
 
 class KnowledgeDataset(Dataset[dict[str, Tensor]]):
     """What was known of each sample's user and item just before the sample's time, as text embeddings of d numbers.
@@ -161,9 +163,6 @@ def stored_knowledge(root: Path) -> Stored:
         groups=files("groups"),
         group_members=files("group_members"),
     )
-
-
-_VECTOR = pa.list_(pa.float32())
 
 
 def _row_before(entities: pa.ChunkedArray, moments: np.ndarray, known: EntityVectors) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Adapters with fusion and the published forms, from training to stored vectors."""
 
+import json
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 
 from adapters.config import AdapterConfig
 from adapters.experts import ExpertNorm
@@ -20,7 +23,7 @@ from tests.adapters.worlds import World
 from warehouse.errors import InputError
 
 SMALL = {"out_dim": 8, "expert_hidden": 16, "components": 24, "embedding_dim": 4, "hidden": (16,), "batch_size": 256}
-CONFIG = AdapterConfig.model_validate({**SMALL, "fusion": "attention", "attention_dim": 8, "max_epochs": 8})
+CONFIG = AdapterConfig.model_validate({**SMALL, "fusion": "attention", "attention_dim": 8, "max_epochs": 6})
 
 
 def histories(world: World, seed: int = 0) -> UserTexts:
@@ -187,3 +190,21 @@ def test_a_fit_leaves_the_callers_random_state_alone(world: World, texts: UserTe
     torch.manual_seed(5)
     train(world, texts, config)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_an_adapter_from_before_versions_and_fusion_loads(world: World, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"fusion": "mean", "max_epochs": 1})
+    adapter = train_adapter(world.samples, world.user_vectors, world.item_vectors, config, encoder_id="encoder")
+    adapter.save(tmp_path / "a")
+    content = save({n: t for n, t in adapter.towers.state_dict().items() if not n.endswith("state_version")})
+    (tmp_path / "a" / "weights.safetensors").write_bytes(content)
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    meta["weights_digest"] = blake2b(content, digest_size=16).hexdigest()
+    for name in ("form", "fusion", "attention_dim", "objective", "align_temperature", "batch_norm", "one_gate"):
+        del meta["config"][name]
+    del meta["gates"]
+    (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
+    loaded = TrainedAdapter.load(tmp_path / "a")
+    np.testing.assert_array_equal(
+        materialise_users(loaded, world.user_vectors), materialise_users(adapter, world.user_vectors)
+    )
