@@ -1,5 +1,6 @@
 """Users' single texts in whole runs, and training with attention over them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import lorestream
+from adapters.config import AdapterConfig
 from adapters.fusion import InterestFusion
 from adapters.knowledge import EntityVectors, user_vectors
 from adapters.texts import TextTensors
@@ -113,16 +115,24 @@ def train_again(shop: Path) -> Run:
     return run
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [(["--backbone", "DeepFN"], "`adapter.backbone` = 'DeepFN'"), (["--objective", "luck"], "luck")],
-)
-def test_train_refuses_what_it_does_not_know(
-    tmp_path: Path, option: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_train_lays_its_options_over_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shop = open_shop(tmp_path)
-    assert call(["train", "--config", str(shop), *option]) == 2
-    assert message in capsys.readouterr().err
+    asked: list[AdapterConfig] = []
+
+    def flow(config: Path, overrides: Mapping[str, object]) -> dict[str, object]:
+        asked.append(load_config(config, overrides).adapter)
+        return {}
+
+    monkeypatch.setattr("flows.train.train", flow)
+    command = ["train", "--config", str(open_shop(tmp_path))]
+    assert call(command) == 0
+    assert call([*command, "--backbone", "DIN", "--objective", "align", "--fusion", "attention"]) == 0
+    plain, given = asked
+    assert given == plain.model_copy(update={"backbone": "DIN", "objective": "align", "fusion": "attention"})
+    assert call([*command, "--backbone", "DeepFN"]) == 2
+    assert "`adapter.backbone` = 'DeepFN'" in capsys.readouterr().err
+    assert call([*command, "--objective", "luck"]) == 2
 
 
 def test_a_config_names_a_form_and_overrules_it(tmp_path: Path) -> None:
