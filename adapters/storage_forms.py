@@ -2,10 +2,12 @@
 categories only."""
 
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from warehouse.errors import ConfigError, InputError
 
@@ -43,7 +45,10 @@ class Codes:
         codebooks = np.zeros((levels, size, rest.shape[1]), np.float32)
         for level in range(levels):
             distinct = np.unique(rest[chosen], axis=0)
-            found = KMeans(min(size, len(distinct)), n_init=1, random_state=seed).fit(rest[chosen])
+            with warnings.catch_warnings():
+                # What is left of few rows is all but equal; values that are not needed for it are no fault.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                found = KMeans(min(size, len(distinct)), n_init=1, random_state=seed).fit(rest[chosen])
             codes[:, level] = found.predict(rest)
             codebooks[level, : found.n_clusters] = found.cluster_centers_
             rest = rest - codebooks[level][codes[:, level]]
