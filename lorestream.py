@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adapters.experts import HybridExpertAdapter as HybridExpertAdapter
+    from adapters.fusion import InterestFusion as InterestFusion
     from adapters.fusion import mean_fusion as mean_fusion
+    from adapters.joint import KnowledgeDataset as KnowledgeDataset
     from warehouse.frame import Frame as Frame
     from warehouse.reader import Warehouse as Warehouse
     from warehouse.reader import open as open
@@ -13,12 +15,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Frame": "warehouse.frame",
     "HybridExpertAdapter": "adapters.experts",
+    "InterestFusion": "adapters.fusion",
+    "KnowledgeDataset": "adapters.joint",
     "Warehouse": "warehouse.reader",
     "mean_fusion": "adapters.fusion",
     "open": "warehouse.reader",
 }
 
-__all__ = ["Frame", "HybridExpertAdapter", "Warehouse", "mean_fusion", "open"]
+__all__ = ["Frame", "HybridExpertAdapter", "InterestFusion", "KnowledgeDataset", "Warehouse", "mean_fusion", "open"]
 
 
 def __getattr__(name: str) -> object:

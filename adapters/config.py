@@ -1,8 +1,8 @@
 """Settings of adapters and of the CTR models around them; free to import, so that a command line can read them."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 Backbone = Literal["DCNMix", "DeepFM", "AutoInt", "DIN"]
 
@@ -31,16 +31,38 @@ class CtrConfig(BaseModel, frozen=True, extra="forbid"):
     device: str = "cpu"
 
 
-class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
-    """A frozen adapter and the joint training that makes it.
+Form = Literal["whitened", "kar", "mindspore", "laser"]
 
-    KAR's exact layer and objective are `components=None, linear_path=False, knowledge_loss_weight=0`.
+_KAR: dict[str, object] = {"components": None, "linear_path": False, "knowledge_loss_weight": 0.0, "dedicated": 6}
+# What the published forms set, where the file does not say otherwise; `adapters.experts` describes them.
+_FORMS: dict[str, dict[str, object]] = {
+    "kar": _KAR,
+    "mindspore": {**_KAR, "batch_norm": True},
+    "laser": {**_KAR, "shared": 4, "dedicated": 0, "expert_hidden": 0, "out_dim": 64, "one_gate": True},
+}
+
+
+class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
+    """A frozen adapter and the training that makes it.
+
+    `form` sets what of the fields below is not given: `kar` is KAR's exact layer and objective.
     """
 
+    form: Form = "whitened"
+    # Of a user's partitions up to a row's own: their mean, or LIBER's attention over their texts.
+    fusion: Literal["mean", "attention"] = "mean"
+    attention_dim: int = Field(32, ge=1)
+    # What vectors are trained for: a CTR model's log loss, or likeness to collaborative embeddings, which belongs to no
+    # CTR model (`adapters.align`).
+    objective: Literal["ctr", "align"] = "ctr"
+    align_temperature: float = Field(0.1, gt=0)
     out_dim: int = Field(32, ge=1)
     shared: int = Field(2, ge=0)
     dedicated: int = Field(2, ge=0)
-    expert_hidden: int = Field(128, ge=1)
+    # 0: experts of one layer.
+    expert_hidden: int = Field(128, ge=0)
+    batch_norm: bool = False
+    one_gate: bool = False
     # Principal components of the texts that the towers read; None: the raw vectors, as in KAR. Few are enough where the
     # texts' largest directions are those that matter. In sentence embeddings they need not be: of the demo's texts,
     # 32 components tell next to nothing about tastes.
@@ -59,3 +81,17 @@ class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
     history_length: int = Field(20, ge=1)
     # Training samples with knowledge on some side, below which fitting thousands of weights is no better than chance.
     min_samples: int = Field(500, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_form(cls, given: Any) -> Any:
+        """Fields of the named form, under those that are given."""
+        if not isinstance(given, dict):
+            return given
+        return {**_FORMS.get(str(given.get("form")), {}), **given}
+
+    @model_validator(mode="after")
+    def _one_gate_weighs_shared_experts(self) -> Self:
+        if self.one_gate and self.dedicated:
+            raise ValueError(f"one gate for both sides weighs shared experts only; dedicated = {self.dedicated}, set 0")
+        return self

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.experts import HybridExpertAdapter
+from adapters.fusion import InterestFusion
 from adapters.samples import Samples
+from adapters.texts import TextTensors, UserTexts
 
 
 class Knowledge(nn.Module):
@@ -45,7 +47,10 @@ class StoredKnowledge(Knowledge):
 
 
 class AdaptedKnowledge(Knowledge):
-    """Knowledge that an adapter makes of text vectors [rows, d] while it is being trained."""
+    """Knowledge that an adapter makes of text vectors [rows, d] while it is being trained.
+
+    With a `fusion`, the user tower reads what that makes of the user's `texts`, whose rows are those of `user_vectors`.
+    """
 
     def __init__(
         self,
@@ -54,21 +59,49 @@ class AdaptedKnowledge(Knowledge):
         user_vectors: np.ndarray,
         item_vectors: np.ndarray,
         device: str,
+        *,
+        fusion: InterestFusion | None = None,
+        texts: UserTexts | None = None,
     ) -> None:
         super().__init__(adapter.out_dim)
         self.adapter = adapter.to(device)
-        # A sample without a vector reads row 0 of an empty or other side; its flag then makes the result zero.
-        self.user_vectors, self.item_vectors = (
-            torch.from_numpy(v if len(v) else np.zeros((1, v.shape[1]), dtype=np.float32)).to(device)
-            for v in (user_vectors, item_vectors)
-        )
+        self.fusion = None if fusion is None else fusion.to(device)
+        # The norms are frozen, so what they give is computed once. A sample without a vector reads row 0 of an empty or
+        # other side; its flag then makes the result zero.
+        with torch.no_grad():
+            self.user_inputs, self.item_inputs = (
+                norm(torch.from_numpy(np.array(v if len(v) else np.zeros((1, v.shape[1])), np.float32)).to(device))
+                for v, norm in ((user_vectors, adapter.norm_user), (item_vectors, adapter.norm_item))
+            )
+        self.texts = None
+        if fusion is not None:
+            rows = texts if texts is not None else UserTexts.single(user_vectors)
+            self.texts = TextTensors(rows, adapter.norm_user, device)
         self.user_row = torch.from_numpy(samples.user_row).to(device)
         self.item_row = torch.from_numpy(samples.item_row).to(device)
 
+    def user_inputs_of(self, rows: Tensor) -> Tensor:
+        """What the user tower reads [r, width], by row of the text vectors."""
+        if self.fusion is None or self.texts is None:
+            return self.user_inputs[rows]
+        fused: Tensor = self.fusion(*self.texts.gather(rows))[0]
+        return fused
+
+    def item_inputs_of(self, rows: Tensor) -> Tensor:
+        """What the item tower reads [r, width], by row of the text vectors."""
+        return self.item_inputs[rows]
+
+    def user(self, rows: Tensor) -> Tensor:
+        """User vectors [r, out] by row of the text vectors."""
+        return self.adapter.mix_user(self.user_inputs_of(rows))
+
+    def item(self, rows: Tensor) -> Tensor:
+        """Item vectors [r, out] by row of the text vectors."""
+        return self.adapter.mix_item(self.item_inputs_of(rows))
+
     def forward(self, index: Tensor) -> Tensor:
         user_row, item_row = self.user_row[index], self.item_row[index]
-        user = _per_entity(self.adapter.user, self.user_vectors, user_row)
-        item = _per_entity(self.adapter.item, self.item_vectors, item_row)
+        user, item = _per_entity(self.user, user_row), _per_entity(self.item, item_row)
         return self.features(user, item, user_row >= 0, item_row >= 0)
 
 
@@ -88,7 +121,7 @@ class KnowledgeHead(nn.Module):
         return logits.squeeze(1)
 
 
-def _per_entity(tower: Callable[[Tensor], Tensor], vectors: Tensor, rows: Tensor) -> Tensor:
-    """Tower outputs per sample, each distinct vector of the batch being computed once."""
+def _per_entity(tower: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Tower outputs per sample, each distinct row of the batch being computed once."""
     distinct, place = torch.unique(rows.clamp(min=0), return_inverse=True)
-    return tower(vectors[distinct].float())[place]
+    return tower(distinct)[place]

@@ -92,7 +92,7 @@ def fit(
     epochs: list[EpochReport] = []
     best, best_reached = 0, np.inf
     best_states = [copy.deepcopy(m.state_dict()) for m in modules]
-    with torch.random.fork_rng(devices=[]), _reproducible():
+    with torch.random.fork_rng(devices=[]), reproducible():
         torch.manual_seed(config.seed)
         for epoch in range(config.max_epochs):
             started = perf_counter()
@@ -135,7 +135,7 @@ def fit(
 
 
 @contextmanager
-def _reproducible() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """Sums that do not depend on which thread comes first.
 
     Otherwise the gradients of rows that are looked up more than once (`vectors[place]`) are added up in any order, and
@@ -157,12 +157,13 @@ def predict(model: CtrModel, knowledge: Knowledge | None, rows: np.ndarray) -> n
         logits: Tensor = model(index, None if knowledge is None else knowledge(index))
         return logits
 
-    return _batched(score, knowledge, model.config.device, rows)
+    return probabilities(score, knowledge, model.config.device, rows)
 
 
-def _batched(
+def probabilities(
     score: Callable[[Tensor], Tensor], knowledge: Knowledge | None, device: str, rows: np.ndarray
 ) -> np.ndarray:
+    """Sigmoids [rows], float32, of what `score` gives for samples by position, with `knowledge` in evaluation mode."""
     if knowledge is not None:
         knowledge.eval()
     parts = []
@@ -184,6 +185,6 @@ def _measures(
     probability, label = predict(model, knowledge, rows), samples.label[rows]
     measures = {f"{part}_auc": auc(label, probability), f"{part}_logloss": logloss(label, probability)}
     if knowledge is not None and head is not None:
-        alone = _batched(lambda index: head(knowledge(index)), knowledge, model.config.device, rows)
+        alone = probabilities(lambda index: head(knowledge(index)), knowledge, model.config.device, rows)
         measures |= {f"{part}_knowledge_auc": auc(label, alone), f"{part}_knowledge_logloss": logloss(label, alone)}
     return measures

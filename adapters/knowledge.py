@@ -1,7 +1,7 @@
 """Stored knowledge as vectors per user and partition, and per item version: what adapters train on and publish from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from adapters.fusion import mean_fusion
 from adapters.ladder import Climbed, Membership, climb, group_vectors
+from adapters.texts import UserTexts
 from warehouse.answers import IMPORTED, answers_view
 from warehouse.keys import texts_digest
 from warehouse.schemas import (
@@ -63,12 +64,14 @@ class EntityVectors:
     `rows`, in order of (entity_id, valid_from): entity_id, partition_no, valid_from, request_key, source_digest,
     prompt_version, status, model, rung, texts_digest (of all texts in the vector), and `confirms`: true where a row
     says again what an earlier one says, which matters only if something else was published for that instant.
-    `vectors` is [n, d] float32; a row without usable knowledge is zero and False in `has_vector` [n].
+    `vectors` is [n, d] float32; a row without usable knowledge is zero and False in `has_vector` [n]. `texts`, of users
+    only, are row for row the single texts that the vectors are means of.
     """
 
     rows: pa.Table
     vectors: np.ndarray
     has_vector: np.ndarray
+    texts: UserTexts | None = None
 
     def known(self) -> "EntityVectors":
         """Only the rows with a vector."""
@@ -76,7 +79,9 @@ class EntityVectors:
 
     def take(self, index: np.ndarray) -> "EntityVectors":
         """The rows at these positions."""
-        return EntityVectors(self.rows.take(pa.array(index, pa.int64())), self.vectors[index], self.has_vector[index])
+        texts = None if self.texts is None else self.texts.take(index)
+        rows = self.rows.take(pa.array(index, pa.int64()))
+        return EntityVectors(rows, self.vectors[index], self.has_vector[index], texts)
 
 
 def user_vectors(stored: Stored) -> EntityVectors:
@@ -204,9 +209,14 @@ def _nothing(dim: int) -> EntityVectors:
 
 
 def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
-    """Summaries whose vector is the mean of the summary's and the shift's, as far as there are any."""
+    """Summaries whose vector is the mean of the summary's and the shift's, as far as there are any.
+
+    `texts` are the texts and partitions, each row having its own partition only.
+    """
+    own = UserTexts.single(summaries.vectors, _moments(summaries.rows))
+    own = replace(own, summary=np.where(summaries.has_vector, own.summary, -1))
     if not shifts.has_vector.any():
-        return summaries
+        return replace(summaries, texts=own)
     known = shifts.known()
     place = {
         key: row
@@ -215,6 +225,7 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
         )
     }
     vectors, has = summaries.vectors.copy(), summaries.has_vector.copy()
+    shift_at = np.full(len(has), -1, np.int64)
     digests = summaries.rows.column("texts_digest").to_pylist()
     shift_keys = known.rows.column("texts_digest").to_pylist()
     entities, numbers = (summaries.rows.column(name).to_pylist() for name in ("entity_id", "partition_no"))
@@ -223,9 +234,11 @@ def _merge(summaries: EntityVectors, shifts: EntityVectors) -> EntityVectors:
         if other is not None:
             vectors[row] = (vectors[row] + known.vectors[other]) / 2 if has[row] else known.vectors[other]
             has[row] = True
+            shift_at[row] = len(vectors) + other
             digests[row] = texts_digest([digests[row], shift_keys[other]])
     rows = summaries.rows.drop_columns(["rung", "texts_digest", "confirms"])
-    return EntityVectors(_annotated(rows, has, digests), vectors, has)
+    texts = replace(own, vectors=np.concatenate([own.vectors, known.vectors]), shift=shift_at)
+    return EntityVectors(_annotated(rows, has, digests), vectors, has, texts)
 
 
 def _fuse(loaded: EntityVectors) -> EntityVectors:
@@ -237,6 +250,9 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
     keep = loaded.has_vector
     fused = mean_fusion(users[keep], numbers[keep], loaded.vectors[keep])
     position = np.cumsum(keep) - 1
+    # A row may use all of its user's partitions up to its own.
+    first = np.maximum.accumulate(np.where(np.append(True, users[1:] != users[:-1]), np.arange(len(users)), 0))
+    assert loaded.texts is not None, "partitions come with their texts"
     vectors = np.zeros_like(loaded.vectors)
     vectors[has] = fused[position[newest[has]]]
     digests, before = [], _NO_TEXTS
@@ -245,7 +261,24 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
         before = texts_digest([before, digest]) if digest and before else digest or before
         digests.append(before)
     rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
-    return EntityVectors(_annotated(rows, has, digests), vectors, has)
+    return EntityVectors(_annotated(rows, has, digests), vectors, has, replace(loaded.texts, first=first))
+
+
+def _all_texts(own: UserTexts, stay: np.ndarray, climbed: Climbed, added: pa.Table) -> UserTexts:
+    """The texts of the own rows that `stay` and of the `added` ones: what stands for an entity counts as its only text,
+    and a row that repeats an own one has that one's texts and age."""
+    single = UserTexts.single(climbed.vectors, _moments(added))
+    single = replace(single, last=np.where(climbed.has_vector, single.last, single.first))
+    both = own.extend(single)
+    rows = len(own) + np.arange(len(single))
+    repeated = climbed.own_row >= 0
+    rows[repeated] = climbed.own_row[repeated]
+    return both.take(np.concatenate([stay, rows]))
+
+
+def _moments(rows: pa.Table) -> np.ndarray:
+    """`valid_from` in microseconds since 1970, int64."""
+    return np.asarray(rows.column("valid_from").cast(TIMESTAMP).cast(pa.int64()).to_numpy(), np.int64)
 
 
 def _carry(loaded: EntityVectors) -> EntityVectors:
@@ -328,10 +361,12 @@ def _with_rungs(own: EntityVectors, climbed: Climbed) -> EntityVectors:
     vectors = climbed.vectors.copy()
     vectors[repeated] = own.vectors[climbed.own_row[repeated]]
     added = added.append_column("confirms", pa.array(climbed.confirms))
-    kept = own.take(np.setdiff1d(np.arange(own.rows.num_rows), climbed.replaces))
+    stay = np.setdiff1d(np.arange(own.rows.num_rows), climbed.replaces)
+    kept = own.take(stay)
     rows = pa.concat_tables([kept.rows, added.select(kept.rows.column_names).cast(kept.rows.schema)])
     has = np.concatenate([kept.has_vector, climbed.has_vector | repeated])
-    together = EntityVectors(rows, np.concatenate([kept.vectors, vectors]), has)
+    texts = None if own.texts is None else _all_texts(own.texts, stay, climbed, added)
+    together = EntityVectors(rows, np.concatenate([kept.vectors, vectors]), has, texts)
     order = pa.compute.sort_indices(
         rows.append_column("at", pa.array(np.arange(rows.num_rows))),
         [("entity_id", "ascending"), ("valid_from", "ascending"), ("at", "ascending")],

@@ -15,8 +15,8 @@ from warehouse.schemas import FEATURES
 from warehouse.sql import connect, parquet_view
 
 _TABLES = {
-    "user_features": (USER_KIND, "user_id", materialise_users),
-    "item_features": (ITEM_KIND, "item_id", materialise_items),
+    "user_features": (USER_KIND, "user_id"),
+    "item_features": (ITEM_KIND, "item_id"),
 }
 
 
@@ -31,7 +31,7 @@ def missing_rows(
     where something else was, for that instant.
     """
     tables = {}
-    for name, (kind, entity, _materialise) in _TABLES.items():
+    for name, (kind, entity) in _TABLES.items():
         pieces = []
         for piece in in_chunks(stored, kind):
             fresh = _unpublished(piece, published.get(name, ()), name, entity, adapter.meta.version)
@@ -80,9 +80,13 @@ def _unpublished(
 
 
 def _rows(fresh: EntityVectors, stored: Stored, adapter: TrainedAdapter, name: str, now: datetime) -> pa.Table:
-    _kind, entity, materialise = _TABLES[name]
+    kind, entity = _TABLES[name]
     n, has, dim = fresh.rows.num_rows, fresh.has_vector, adapter.meta.config.out_dim
-    dense = materialise(adapter, fresh.vectors[has])
+    known = fresh.known()
+    if kind == USER_KIND:
+        dense = materialise_users(adapter, known.vectors, known.texts)
+    else:
+        dense = materialise_items(adapter, known.vectors)
     offsets = np.concatenate([[0], np.cumsum(np.where(has, dim, 0))]).astype(np.int32)
     augment = pa.ListArray.from_arrays(pa.array(offsets), pa.array(dense.reshape(-1)), mask=pa.array(~has))
     schema = _schema(name)

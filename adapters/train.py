@@ -1,19 +1,26 @@
-"""The frozen adapter: trained jointly with a library backbone on labelled behaviours, or projected without labels."""
+"""The frozen adapter: trained jointly with a library backbone on labelled behaviours, aligned with what behaviours
+alone say (`adapters.align`), or projected without labels."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from adapters.align import align
 from adapters.backbone import CtrModel
 from adapters.config import AdapterConfig
-from adapters.experts import InputNorm
 from adapters.features import AdaptedKnowledge, KnowledgeHead
-from adapters.fit import EpochReport, KnowledgeTraining, fit
+from adapters.fit import EpochReport, Fitted, KnowledgeTraining, fit
+from adapters.gates import gate_use
 from adapters.samples import Samples, TimeSplit, time_split
-from adapters.trained import Projection, Towers, TrainedAdapter, build_adapter, empty_norm
+from adapters.texts import UserTexts
+from adapters.trained import Projection, Towers, TrainedAdapter, build_adapter, build_fusion, empty_norm
+from adapters.whitening import InputNorm
 from warehouse.errors import InputError
+
+BATCH_ROWS = 1024
 
 EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -36,13 +43,16 @@ def train_adapter(
     config: AdapterConfig,
     *,
     encoder_id: str,
+    texts: UserTexts | None = None,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> TrainedAdapter:
-    """An adapter fitted together with `config.backbone` on the older samples, chosen on newer, checked on the newest.
+    """An adapter fitted on the older samples, chosen on newer, checked on the newest; by `config.objective` together
+    with `config.backbone`, or by alignment.
 
-    `user_vectors` [rows, d] and `item_vectors` [rows, d] are what `samples.user_row` and `.item_row` index. The
-    holdout is never used for fitting or choosing, so lift may be measured on it. On one machine, equal input, seed and
-    thread count give an equal version.
+    `user_vectors` [rows, d] and `item_vectors` [rows, d] are what `samples.user_row` and `.item_row` index. With
+    `config.fusion` "attention", the `texts` that the user vectors are means of are fused by weights trained along;
+    without `texts` each user vector counts as a single text. The holdout is never used for fitting or choosing, so
+    lift may be measured on it. On one machine, equal input, seed and thread count give an equal version.
 
     Raises NotTrainable when labels or samples do not suffice.
     """
@@ -56,16 +66,21 @@ def train_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapter = build_adapter(config, user_vectors.shape[1], item_vectors.shape[1], norms)
-    knowledge = AdaptedKnowledge(adapter, samples, user_vectors, item_vectors, config.device)
-    model = CtrModel(samples, known_items(samples, train), config, knowledge.dim)
-    training = KnowledgeTraining(
-        head=KnowledgeHead(knowledge).to(config.device) if config.knowledge_loss_weight else None,
-        head_weight=config.knowledge_loss_weight,
-        weight_decay=config.adapter_weight_decay,
-    )
-    fitted = fit(model, knowledge, samples, masks, config, training=training, progress=progress)
-    towers = Towers(adapter.cpu())
-    towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
+        fusion = build_fusion(config, norms[0].out_dim if norms else user_vectors.shape[1])
+        knowledge = AdaptedKnowledge(
+            adapter, samples, user_vectors, item_vectors, config.device, fusion=fusion, texts=texts
+        )
+        fitted = _fit(knowledge, samples, masks, config, progress)
+    knowledge.eval()
+    inputs = _inputs(knowledge.user_inputs_of, user_rows), _inputs(knowledge.item_inputs_of, item_rows)
+    with torch.no_grad():
+        made = [
+            torch.cat([mix(batch) for batch in torch.split(side, BATCH_ROWS)]).cpu()
+            for mix, side in zip((adapter.mix_user, adapter.mix_item), inputs, strict=True)
+        ]
+    gates = gate_use(adapter, *inputs)
+    towers = Towers(adapter.cpu(), None if fusion is None else fusion.cpu())
+    towers.standardise(*made)
     return TrainedAdapter.seal(
         towers,
         config,
@@ -77,6 +92,7 @@ def train_adapter(
         train_samples=int(train.sum()),
         best_epoch=fitted.best,
         epochs=fitted.epochs,
+        gates=gates,
     )
 
 
@@ -92,8 +108,9 @@ def fit_projection(
         norms = InputNorm.align(user_fit, item_fit, config.out_dim)
     else:
         norms = InputNorm.whiten(user_fit, config.out_dim), InputNorm.whiten(item_fit, config.out_dim)
-    towers = Towers(Projection(*norms))
-    towers.standardise(torch.from_numpy(user_fit), torch.from_numpy(item_fit))
+    projection = Projection(*norms)
+    towers = Towers(projection)
+    towers.standardise(projection.user(torch.from_numpy(user_fit)), projection.item(torch.from_numpy(item_fit)))
     return TrainedAdapter.seal(towers, config, "projection", encoder_id)
 
 
@@ -115,6 +132,30 @@ def known_items(samples: Samples, train: np.ndarray) -> np.ndarray:
     known = np.zeros(len(samples.items), dtype=bool)
     known[samples.item[train]] = True
     return known
+
+
+def _fit(
+    knowledge: AdaptedKnowledge,
+    samples: Samples,
+    masks: tuple[np.ndarray, np.ndarray, np.ndarray],
+    config: AdapterConfig,
+    progress: Callable[[EpochReport], None] | None,
+) -> Fitted:
+    if config.objective == "align":
+        return align(knowledge, samples, masks, config, progress=progress)
+    model = CtrModel(samples, known_items(samples, masks[0]), config, knowledge.dim)
+    training = KnowledgeTraining(
+        head=KnowledgeHead(knowledge).to(config.device) if config.knowledge_loss_weight else None,
+        head_weight=config.knowledge_loss_weight,
+        weight_decay=config.adapter_weight_decay,
+    )
+    return fit(model, knowledge, samples, masks, config, training=training, progress=progress)
+
+
+def _inputs(inputs_of: Callable[[Tensor], Tensor], rows: np.ndarray) -> Tensor:
+    """What a tower reads of vector rows, made batch by batch."""
+    with torch.no_grad():
+        return torch.cat([inputs_of(batch) for batch in torch.split(torch.from_numpy(rows), BATCH_ROWS)])
 
 
 def _trainable_split(samples: Samples, config: AdapterConfig) -> TimeSplit:

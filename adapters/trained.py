@@ -20,14 +20,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from adapters.config import AdapterConfig as AdapterConfig
-from adapters.experts import HybridExpertAdapter, InputNorm
+from adapters.experts import HybridExpertAdapter
 from adapters.fit import EpochReport
+from adapters.fusion import InterestFusion
+from adapters.gates import GateUse
+from adapters.texts import Partitions
+from adapters.whitening import InputNorm
 from warehouse.errors import CorruptWarehouse, InputError
 from warehouse.keys import digest
 
 FORMAT = 1
-
-BATCH_ROWS = 8192
 
 Kind = Literal["experts", "projection"]
 
@@ -50,6 +52,8 @@ class AdapterMeta(BaseModel, frozen=True, extra="forbid"):
     train_samples: int = 0
     best_epoch: int | None = None
     epochs: tuple[EpochReport, ...] = ()
+    # How the towers use their experts, over the training entities; empty for a projection.
+    gates: dict[str, GateUse] = {}
 
 
 class Projection(nn.Module):
@@ -70,6 +74,8 @@ class Projection(nn.Module):
 class Towers(nn.Module):
     """Published augment vectors [b, out] of text vectors [b, d]: (adapter(x) - centre) * scale.
 
+    With a fusion, users' are made of their partitions' texts: `fused_user` is to the adapter what `user` is without.
+
     One centre per number and one scale per side, so that over the training entities a number is 0 on average and 1 in
     mean square: fit for any model, and zeros are a fair stand-in for missing knowledge. One scale for all numbers of a
     side keeps the dot product of both sides what training made it, up to a factor and what is constant per entity.
@@ -80,28 +86,35 @@ class Towers(nn.Module):
     user_scale: Tensor
     item_scale: Tensor
 
-    def __init__(self, adapter: HybridExpertAdapter | Projection) -> None:
+    def __init__(self, adapter: HybridExpertAdapter | Projection, fusion: InterestFusion | None = None) -> None:
         super().__init__()
         self.adapter = adapter.eval().requires_grad_(False)
+        self.fusion = None if fusion is None else fusion.eval().requires_grad_(False)
         for side in ("user", "item"):
             self.register_buffer(f"{side}_centre", torch.zeros(adapter.out_dim))
             self.register_buffer(f"{side}_scale", torch.ones(()))
 
     def user(self, x: Tensor) -> Tensor:
+        assert self.fusion is None, "an adapter with fusion reads partitions"
         return (self.adapter.user(x) - self.user_centre) * self.user_scale
 
     def item(self, x: Tensor) -> Tensor:
         return (self.adapter.item(x) - self.item_centre) * self.item_scale
 
-    def standardise(self, user_vectors: Tensor, item_vectors: Tensor) -> None:
-        """Set centres and scales from the training entities' text vectors [n, d]; a side without rows stays as is."""
-        with torch.no_grad():
-            if len(user_vectors):
-                augment = torch.cat([self.adapter.user(batch) for batch in torch.split(user_vectors, BATCH_ROWS)])
-                _standardise(augment, self.user_centre, self.user_scale)
-            if len(item_vectors):
-                augment = torch.cat([self.adapter.item(batch) for batch in torch.split(item_vectors, BATCH_ROWS)])
-                _standardise(augment, self.item_centre, self.item_scale)
+    def fused_user(self, partitions: Partitions) -> Tensor:
+        """Augment vectors [b, out] of users' partitions, whose texts went through `norm_user`."""
+        assert self.fusion is not None, "an adapter without fusion was asked to fuse"
+        assert isinstance(self.adapter, HybridExpertAdapter), type(self.adapter)
+        fused, _ = self.fusion(*partitions)
+        return (self.adapter.mix_user(fused) - self.user_centre) * self.user_scale
+
+    def standardise(self, user: Tensor, item: Tensor) -> None:
+        """Set centres and scales from what the towers, not yet standardised, give [n, out] for the training entities.
+
+        A side without rows stays as it is.
+        """
+        _standardise(user, self.user_centre, self.user_scale)
+        _standardise(item, self.item_centre, self.item_scale)
 
 
 @dataclass(frozen=True)
@@ -185,13 +198,20 @@ def build_adapter(
         item_dim,
         shared=config.shared,
         dedicated=config.dedicated,
-        hidden=config.expert_hidden,
+        hidden=config.expert_hidden or None,
         out=config.out_dim,
         dropout=config.expert_dropout,
         user_norm=user_norm,
         item_norm=item_norm,
         linear_path=config.linear_path,
+        batch_norm=config.batch_norm,
+        one_gate=config.one_gate,
     )
+
+
+def build_fusion(config: AdapterConfig, width: int) -> InterestFusion | None:
+    """The untrained fusion of a config, over texts of `width` numbers; None where users' vectors are means."""
+    return InterestFusion(width, attention=config.attention_dim) if config.fusion == "attention" else None
 
 
 def empty_towers(meta: AdapterMeta) -> Towers:
@@ -203,7 +223,8 @@ def empty_towers(meta: AdapterMeta) -> Towers:
     norms = None
     if config.components is not None:
         norms = empty_norm(config.components, meta.user_dim), empty_norm(config.components, meta.item_dim)
-    return Towers(build_adapter(config, meta.user_dim, meta.item_dim, norms))
+    adapter = build_adapter(config, meta.user_dim, meta.item_dim, norms)
+    return Towers(adapter, build_fusion(config, norms[0].out_dim if norms else meta.user_dim))
 
 
 def empty_norm(components: int, dim: int) -> InputNorm:
@@ -212,6 +233,8 @@ def empty_norm(components: int, dim: int) -> InputNorm:
 
 
 def _standardise(augment: Tensor, centre: Tensor, scale: Tensor) -> None:
+    if not len(augment):
+        return
     centre.copy_(augment.mean(dim=0))
     spread = float((augment - centre).square().mean().sqrt())
     # A side whose vectors are all equal has no spread: its augment is all zeros whatever the scale.

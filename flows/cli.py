@@ -120,14 +120,29 @@ def backfill(
 def train(
     *,
     config: ConfigPath = DEFAULT_CONFIG,
+    backbone: Annotated[
+        str | None, Parameter(help="The CTR model to train with, instead of `adapter.backbone`: DeepFM, DIN, ...")
+    ] = None,
+    objective: Annotated[
+        Literal["ctr", "align"] | None,
+        Parameter(help="`align` belongs to no CTR model: likeness to collaborative embeddings."),
+    ] = None,
+    fusion: Annotated[
+        Literal["mean", "attention"] | None, Parameter(help="How a user's partitions become one vector.")
+    ] = None,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     json: Json = False,
 ) -> None:
-    """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it."""
+    """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it.
+
+    Later runs publish with this adapter until another is fitted.
+    """
     from flows.train import train as train_flow
 
+    given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
+    overrides = {**_overrides(model), **{key: value for key, value in given.items() if value is not None}}
     with _results_only(json) as out:
-        _write(out, train_flow(config, _overrides(model)), json)
+        _write(out, train_flow(config, overrides), json)
 
 
 @pools.command

@@ -37,6 +37,8 @@ class RunReport:
     adapter: str | None = None
     adapter_kind: str | None = None
     adapter_measures: dict[str, float] = field(default_factory=dict)
+    # Of a new adapter, by tower: how evenly its gate uses the experts, and how much each.
+    adapter_gates: dict[str, dict[str, object]] = field(default_factory=dict)
     rows_published: int = 0
     rows_by_table: dict[str, int] = field(default_factory=dict)
     snapshot: str | None = None

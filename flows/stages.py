@@ -155,7 +155,13 @@ def fit_adapter(run: Run) -> None:
         try:
             samples = labelled_samples(run.labelled_events, users, items, config.history_length)
             adapter = train_adapter(
-                samples, users.vectors, items.vectors, config, encoder_id=run.encoder.encoder_id, progress=_log_epoch
+                samples,
+                users.vectors,
+                items.vectors,
+                config,
+                encoder_id=run.encoder.encoder_id,
+                texts=users.texts,
+                progress=_log_epoch,
             )
         except NotTrainable as error:
             run.report.notes.append(str(error))
@@ -168,6 +174,7 @@ def fit_adapter(run: Run) -> None:
     if meta.best_epoch is not None:
         best = meta.epochs[meta.best_epoch]
         run.report.adapter_measures = best.model_dump(exclude={"epoch", "seconds"})
+    run.report.adapter_gates = {side: use.model_dump() for side, use in meta.gates.items()}
 
 
 def _log_epoch(epoch: EpochReport) -> None:
@@ -207,6 +214,7 @@ def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, obj
         "model": f"{run.engine.model}@{run.engine.revision}",
         "engine_id": stored.engine_id,
         "prompt_versions": dict(stored.prompt_versions),
+        "kinds": list(stored.kinds),
         "encoder_id": stored.encoder_id,
         "adapter_version": adapter.meta.version,
     }

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.experts import HybridExpertAdapter, InputNorm
+from adapters.experts import STATE_VERSION, HybridExpertAdapter
+from adapters.whitening import InputNorm
 from warehouse.errors import ConfigError, InputError
 
 
@@ -32,34 +33,92 @@ def test_one_expert_has_the_parameters_of_kar(dim: int, count: int) -> None:
     assert sum(p.numel() for p in HybridExpertAdapter(dim, dim).shared[0].parameters()) == count
 
 
+def numpy_layer(layer: nn.Linear, x: np.ndarray) -> np.ndarray:
+    return layer.weight.detach().numpy() @ x + layer.bias.detach().numpy()
+
+
+def numpy_norm(norm: nn.BatchNorm1d, x: np.ndarray) -> np.ndarray:
+    """Batch normalisation of a row by running statistics, its formula."""
+    mean, variance = norm.running_mean.numpy(), norm.running_var.numpy()
+    scaled = (x - mean) / np.sqrt(variance + norm.eps)
+    return scaled * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+
+
 def numpy_tower(x: np.ndarray, experts: list[nn.Module], gate: nn.Linear) -> np.ndarray:
-    """KAR's formula, one row and one expert at a time."""
+    """The formula of KAR, its MindSpore port and LASER alike, one row and one expert at a time."""
     rows = []
     for row in x:
-        scores = gate.weight.detach().numpy() @ row + gate.bias.detach().numpy()
+        scores = numpy_layer(gate, row)
         weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        mixed = np.zeros(experts[0][3].out_features)
+        mixed = 0.0
         for weight, expert in zip(weights, experts, strict=True):
-            hidden = np.maximum(expert[0].weight.detach().numpy() @ row + expert[0].bias.detach().numpy(), 0)
-            out = np.maximum(expert[3].weight.detach().numpy() @ hidden + expert[3].bias.detach().numpy(), 0)
-            mixed += weight * out
+            norms = [layer for layer in expert if isinstance(layer, nn.BatchNorm1d)]
+            hidden = numpy_norm(norms[0], row) if norms else row
+            for layer in expert:
+                if isinstance(layer, nn.Linear):
+                    hidden = np.maximum(numpy_layer(layer, hidden), 0)
+            mixed = mixed + weight * hidden
         rows.append(mixed)
     return np.array(rows)
 
 
-def test_towers_follow_the_papers_formula() -> None:
+def shaken(adapter: HybridExpertAdapter) -> HybridExpertAdapter:
+    """With random biases and statistics: they start at zero and one, where a formula that forgets them would pass."""
     torch.manual_seed(0)
-    adapter = HybridExpertAdapter(10, 10, shared=2, dedicated=3, hidden=7, out=4)
     with torch.no_grad():
-        # Biases start at zero, where a formula that forgets them would pass.
         for module in adapter.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.BatchNorm1d) and module.bias is not None:
                 module.bias.normal_()
+            if isinstance(module, nn.BatchNorm1d):
+                module.weight.normal_()
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+    return adapter.eval()
+
+
+FORMS = {
+    "kar": lambda: HybridExpertAdapter(10, 10, shared=2, dedicated=3, hidden=7, out=4),
+    "mindspore": lambda: HybridExpertAdapter(10, 10, shared=2, dedicated=3, hidden=7, out=4, batch_norm=True),
+    "laser": lambda: HybridExpertAdapter.laser(10, 10, experts=3, out=4),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_towers_follow_the_published_formula(form: str) -> None:
+    adapter = shaken(FORMS[form]())
     x_u, x_i = torch.randn(6, 10), torch.randn(6, 10)
     a_u, a_i = adapter(x_u, x_i)
     user_experts, item_experts = ([*adapter.shared, *own] for own in (adapter.user_experts, adapter.item_experts))
+    item_gate = adapter.user_gate if adapter.item_gate is None else adapter.item_gate
     np.testing.assert_allclose(a_u.detach(), numpy_tower(x_u.numpy(), user_experts, adapter.user_gate), rtol=1e-4)
-    np.testing.assert_allclose(a_i.detach(), numpy_tower(x_i.numpy(), item_experts, adapter.item_gate), rtol=1e-4)
+    np.testing.assert_allclose(a_i.detach(), numpy_tower(x_i.numpy(), item_experts, item_gate), rtol=1e-4)
+
+
+def test_lasers_sides_share_everything() -> None:
+    adapter = HybridExpertAdapter.laser(768, 768)
+    x = torch.randn(3, 768)
+    torch.testing.assert_close(adapter.user(x), adapter.item(x))
+    assert adapter.user(x).shape == (3, 64)
+    # Four layers 768-64 and one gate 768-4.
+    assert sum(p.numel() for p in adapter.parameters()) == 4 * (768 * 64 + 64) + 768 * 4 + 4
+
+
+def test_the_norm_stands_before_every_expert_and_not_before_the_gate() -> None:
+    adapter = shaken(FORMS["mindspore"]())
+    x = torch.randn(5, 10)
+    gates = adapter.weigh_user(x)
+    assert all(isinstance(e[0], nn.BatchNorm1d) for e in [*adapter.shared, *adapter.user_experts])
+    with torch.no_grad():
+        for expert in adapter.shared:
+            expert[0].running_mean.add_(1.0)
+    torch.testing.assert_close(adapter.weigh_user(x), gates)
+
+
+def test_a_training_batch_of_one_row_passes_the_norm() -> None:
+    adapter = shaken(FORMS["mindspore"]())
+    x = torch.randn(1, 10)
+    expected = adapter.user(x)
+    torch.testing.assert_close(adapter.train().user(x), expected)
 
 
 def test_outputs_are_never_negative_and_gates_sum_to_one() -> None:
@@ -188,3 +247,46 @@ def test_a_norm_needs_a_row() -> None:
     ):
         with pytest.raises(InputError, match="No vector to fit"):
             fit()
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"out": 0}, "out=0"),
+        ({"hidden": 0}, "hidden=0"),
+        ({"one_gate": True}, "dedicated=6 must be 0"),
+    ],
+)
+def test_impossible_forms_are_refused(widths: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HybridExpertAdapter(10, 10, **widths)
+
+
+def test_vectors_of_another_width_are_refused_with_both_widths() -> None:
+    adapter = HybridExpertAdapter(10, 10)
+    with pytest.raises(InputError, match=r"item tower takes vectors \[b, 10\], these have shape \[2, 12\]"):
+        adapter(torch.zeros(2, 10), torch.zeros(2, 12))
+
+
+def test_fields_of_another_width_are_refused() -> None:
+    HybridExpertAdapter(10, 10).require_width(32)
+    with pytest.raises(ConfigError, match="gives 64 numbers and the model's fields have 32"):
+        HybridExpertAdapter.laser(10, 10).require_width(32)
+
+
+def test_state_dicts_of_another_version_are_refused() -> None:
+    adapter, other = HybridExpertAdapter(10, 10), HybridExpertAdapter(10, 10)
+    state = adapter.state_dict()
+    assert int(state["state_version"]) == STATE_VERSION
+    other.load_state_dict(state)
+    x = torch.randn(2, 10)
+    torch.testing.assert_close(other.user(x), adapter.user(x))
+    with pytest.raises(InputError, match=r"layout 99, this version of Lorestream has layout 1\. .*train again"):
+        other.load_state_dict({**state, "state_version": torch.tensor(99)})
+
+
+def test_a_state_dict_from_before_versions_loads() -> None:
+    adapter, other = HybridExpertAdapter(10, 10), HybridExpertAdapter(10, 10)
+    other.load_state_dict({name: t for name, t in adapter.state_dict().items() if name != "state_version"})
+    x = torch.randn(2, 10)
+    torch.testing.assert_close(other.item(x), adapter.item(x))

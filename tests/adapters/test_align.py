@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.align import collaborative_embeddings, info_nce
+from adapters.config import AdapterConfig
+from adapters.materialise import materialise_items, materialise_users
+from adapters.measures import auc
+from adapters.samples import time_split
+from adapters.train import train_adapter
+from tests.adapters.worlds import World
+
+CONFIG = AdapterConfig(
+    objective="align", out_dim=8, expert_hidden=16, components=24, batch_size=256, max_epochs=10, embedding_dim=4
+)
+
+
+def test_info_nce_follows_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    made, target = rng.normal(size=(2, 5, 3))
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    scores = unit(made) @ unit(target).T / 0.2
+    loss = 0.0
+    for i in range(5):
+        loss -= np.log(np.exp(scores[i, i]) / np.exp(scores[i]).sum()) / 10
+        loss -= np.log(np.exp(scores[i, i]) / np.exp(scores[:, i]).sum()) / 10
+    assert float(info_nce(torch.tensor(made), torch.tensor(target), 0.2)) == pytest.approx(loss)
+
+
+def test_collaborative_embeddings_are_the_truncated_decomposition_of_training_interactions(world: World) -> None:
+    samples = world.samples
+    train = samples.ts < np.quantile(samples.ts, 0.8)
+    users, items = collaborative_embeddings(samples, train, rank=6)
+    rows = np.flatnonzero(train)
+    dense = np.zeros((len(samples.users), len(samples.items)))
+    counts = [np.bincount(c[rows], minlength=n) for c, n in zip((samples.user, samples.item), dense.shape, strict=True)]
+    mean = samples.label[rows].mean()
+    for row in rows:
+        user, item = samples.user[row], samples.item[row]
+        dense[user, item] += (samples.label[row] - mean) / np.sqrt(counts[0][user] * counts[1][item])
+    left, values, right = np.linalg.svd(dense, full_matrices=False)
+    truncated = (left[:, :6] * values[:6]) @ right[:6]
+    np.testing.assert_allclose(users @ items.T, truncated, atol=0.02)
+    # Items that appear only later have no embedding.
+    assert (items.any(axis=1) == (counts[1] > 0)).all()
+    assert not items.any(axis=1).all()
+
+
+def test_more_numbers_than_the_interactions_hold_are_zero(world: World) -> None:
+    few = world.samples.take(np.arange(3))
+    users, items = collaborative_embeddings(few, np.ones(3, bool), rank=500)
+    assert users.shape == (len(few.users), 500)
+    assert np.isfinite(users).all()
+    assert not items[:, 200:].any()
+
+
+def test_later_labels_do_not_move_aligned_vectors(world: World) -> None:
+    config = CONFIG.model_copy(update={"max_epochs": 2})
+    samples = world.samples
+    split = time_split(samples.ts, config.validation_fraction, config.holdout_fraction)
+    label = np.where(samples.ts >= split.holdout_from, 1 - samples.label, samples.label).astype(np.float32)
+    digests = {
+        train_adapter(s, world.user_vectors, world.item_vectors, config, encoder_id="encoder").meta.weights_digest
+        for s in (samples, replace(samples, label=label))
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_aligned_vectors_of_users_and_items_meet_on_held_out_time(world: World, weight: float) -> None:
+    config = CONFIG.model_copy(update={"knowledge_loss_weight": weight})
+    trained = train_adapter(world.samples, world.user_vectors, world.item_vectors, config, encoder_id="encoder")
+    samples = world.samples
+    holdout = time_split(samples.ts, 0.1, 0.1).masks(samples.ts)[2]
+    users = materialise_users(trained, world.user_vectors)[samples.user_row[holdout]]
+    items = materialise_items(trained, world.item_vectors)[samples.item_row[holdout]]
+    assert auc(samples.label[holdout], (users * items).sum(1)) > 0.65
+    meta = trained.meta
+    assert meta.best_epoch == int(np.argmin([e.valid_logloss for e in meta.epochs]))
+    assert all(e.valid_auc == e.valid_knowledge_auc for e in meta.epochs)
+    assert set(meta.gates) == {"user", "item"}
