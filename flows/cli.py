@@ -39,6 +39,10 @@ app.command(requests)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+Ids = Annotated[
+    tuple[str, ...],
+    Parameter(allow_leading_hyphen=True, negative="", help="An id, repeatable; - for ids on standard input."),
+]
 DEFAULT_CONFIG = Path("lorestream.toml")
 Params = TypeVar("Params")
 
@@ -269,6 +273,28 @@ def rollback(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Jso
     from flows.setup import roll_back
 
     _print(roll_back(load_config(config).root, snapshot_id), json)
+
+
+@app.command
+def erase(
+    *,
+    user: Ids = (),
+    item: Ids = (),
+    rebuild_groups: Annotated[bool, Parameter(negative="", help="Cluster everybody who is left anew.")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print what would be found; write nothing.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Remove users or items from everything that is stored, from events to pools, and bar them from coming back.
+
+    Old snapshots that hold them expire, pinned or not.
+    """
+    from flows.config import load_config
+    from flows.erase import erase_entities
+
+    with _results_only(json) as out:
+        made = erase_entities(load_config(config), user, item, rebuild_groups=rebuild_groups, dry_run=dry_run)
+        _write(out, made, json)
 
 
 def _overrides(model: str | None) -> dict[str, object]:

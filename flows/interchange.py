@@ -12,7 +12,7 @@ from augment.budget import Meter
 from augment.engine.config import OpenAIConfig
 from augment.interchange.accept import Accepted, accept_batch, accept_texts
 from augment.interchange.batch import export_batch, read_batch_results
-from augment.interchange.faults import ImportFault, count_faults
+from augment.interchange.faults import FaultReason, ImportFault, count_faults
 from augment.interchange.members import read_members
 from augment.interchange.subjects import find_subjects
 from augment.interchange.texts import read_texts
@@ -20,8 +20,9 @@ from augment.scope import Scope
 from flows import asking, grouping, stages
 from flows.config import Config
 from flows.run import Run, closing_run
+from warehouse.erased import Side, read_erased
 from warehouse.errors import InputError
-from warehouse.inputs import REJECTED
+from warehouse.inputs import NOTHING, REJECTED, Reason
 from warehouse.lock import writer_lock
 from warehouse.schemas import BEHAVIOURS, KNOWLEDGE, REQUESTS
 from warehouse.sql import connect, parquet_view
@@ -104,11 +105,21 @@ def _import_groups(run: Run, members: Path, as_of: datetime | None, faults: list
     newest = grouping.newest_generation(run)
     groups = read_members(members, newest + 1, as_of or _newest_event(run), run.clock())
     faults += groups.faults
-    tables = {"groups": groups.groups, "group_members": groups.members}
+    tables = {"groups": groups.groups, "group_members": _without_erased(run, groups.members, faults)}
     add = {name: [write_table(run.file(name), table).path] for name, table in tables.items() if table.num_rows}
     stats = {"generation": newest + 1, "imported_from": str(members), "groups": groups.groups.num_rows}
     run.ledger.commit("groups", add=add, stats=stats, now=run.clock())
-    return {"groups": groups.groups.num_rows, "members": groups.members.num_rows}
+    return {"groups": groups.groups.num_rows, "members": tables["group_members"].num_rows}
+
+
+def _without_erased(run: Run, members: pa.Table, faults: list[ImportFault]) -> pa.Table:
+    """The members that were not erased; the others are added to `faults`."""
+    erased = read_erased(run.root)
+    sides: list[Side] = ["item" if kind == "group_items" else "user" for kind in members.column("kind").to_pylist()]
+    ids = members.column("entity_id").to_pylist()
+    kept = [not erased.holds(side, entity) for side, entity in zip(sides, ids, strict=True)]
+    faults += [ImportFault(0, FaultReason.UNKNOWN_ID, ids[row]) for row, keep in enumerate(kept) if not keep]
+    return members.filter(pa.array(kept, pa.bool_()))
 
 
 def _accept(run: Run, file: Path, entity: str | None) -> Accepted:
@@ -133,8 +144,11 @@ def _store(run: Run, source: Path, accepted: Accepted, faults: Iterable[ImportFa
     add: dict[str, list[str | Path]] = {}
     if accepted.requests.num_rows:
         add["requests"] = [write_table(run.file("requests", "import"), accepted.requests).path]
+    erased = read_erased(run.root)
     rows = [
-        {
+        {"table": "knowledge", "source": str(source), "reason": str(Reason.ERASED), "row": NOTHING}
+        if erased.named_in(fault.detail)
+        else {
             "table": "knowledge",
             "source": str(source),
             "reason": str(fault.reason),

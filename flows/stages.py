@@ -24,6 +24,8 @@ from flows.report import RunReport
 from flows.run import Run
 from prompts.hygiene import find_template_token
 from warehouse.entities import ingest_items, ingest_users
+from warehouse.erase import erasures
+from warehouse.erased import read_erased
 from warehouse.inputs import IngestReport, ingest_behaviours
 from warehouse.manifest import publish as publish_tables
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
@@ -36,7 +38,8 @@ log = logging.getLogger("lorestream")
 def ingest(run: Run) -> None:
     """New rows of the inputs, checked and stored. Source files that have not changed are not read again."""
     inputs, base, now = run.config.inputs, run.config.base, run.clock()
-    limit = inputs.max_rejected_fraction
+    limit, erased = inputs.max_rejected_fraction, read_erased(run.root)
+    _note_unfinished_erasures(run)
     with run.timed("ingest"):
         # Items and users stay in memory until everything was checked, so that a refused input leaves nothing behind.
         items = ingest_items(
@@ -48,11 +51,12 @@ def ingest(run: Run) -> None:
             inputs.on_template_tokens,
             limit,
             run.sources_read("items"),
+            erased,
         )
         made = [items]
         if inputs.users is not None:
             known = read_table(run.ledger.files("users"), USER_VERSIONS)
-            made.append(ingest_users(inputs.users, base, known, now, limit, run.sources_read("users")))
+            made.append(ingest_users(inputs.users, base, known, now, limit, run.sources_read("users"), erased))
         events = ingest_behaviours(
             inputs.behaviours,
             base,
@@ -62,6 +66,7 @@ def ingest(run: Run) -> None:
             limit,
             run.sources_read("behaviours"),
             latest=inputs.latest_event(now),
+            erased=erased,
         )
         add = {"behaviours": _present(events.file), "unpartitioned": _present(events.file)}
         rejected = _present(events.rejected_file)
@@ -80,6 +85,15 @@ def ingest(run: Run) -> None:
                 now=now,
             )
     _count_ingest(run.report, reports)
+
+
+def _note_unfinished_erasures(run: Run) -> None:
+    """Say so where an erasure was interrupted: only who knows the id can complete it."""
+    begun = [str(one["started_at"]) for one in erasures(run.root) if one["finished_at"] is None]
+    if begun:
+        run.report.notes.append(
+            f"an erasure begun at {begun[0]} was interrupted; give the same `lorestream erase` again to complete it"
+        )
 
 
 def _count_ingest(report: RunReport, reports: Sequence[IngestReport]) -> None:

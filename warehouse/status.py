@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from warehouse.answers import answers_view
+from warehouse.erase import erasures
 from warehouse.inputs import REJECTED
 from warehouse.ledger import Ledger, existing_ledger
 from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, PARTITIONS, REQUESTS
@@ -53,9 +55,21 @@ def warehouse_status(root: Path) -> dict[str, object]:
     result["speculation"] = _last(ledger, "generate", ("speculation",)).get("speculation", {})
     result["groups"] = _last(ledger, "groups", ("generation", "as_of"))
     result["spending"] = _newest_spending(root)
+    result["erasures"] = _erasures(root)
     result["snapshots"] = len(published.snapshots)
     result["current_snapshot"] = published.current
     return result
+
+
+def _erasures(root: Path) -> dict[str, object]:
+    """How many erasures there were, and the groups and adapters that knew somebody who is gone; {} without any."""
+    found = erasures(root)
+    if not found:
+        return {}
+    summary: dict[str, object] = {"begun": len(found), "finished": sum(one["finished_at"] is not None for one in found)}
+    for kind in ("marked_groups", "marked_adapters"):
+        summary[kind] = sorted({name for one in found for name in cast("list[str]", one[kind])})
+    return summary
 
 
 def _newest_spending(root: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ Readers meet only finished names: a temporary file starts with `.tmp-` and never
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,10 +175,13 @@ def read_table(paths: Sequence[Path], schema: pa.Schema | None, columns: Sequenc
 
 
 def remove_temporary(root: Path) -> list[Path]:
-    """The files removed: what killed writers left under `root`. Call it only while holding the writer lock."""
-    leftovers = [path for path in root.rglob(f"{TEMPORARY_PREFIX}*") if path.is_file()]
+    """What was removed: files and folders that killed writers left under `root`. Call it under the writer lock."""
+    leftovers = list(root.rglob(f"{TEMPORARY_PREFIX}*"))
     for path in leftovers:
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     return leftovers
 
 
