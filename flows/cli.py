@@ -39,6 +39,7 @@ app.command(requests)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+Wait = Annotated[float, Parameter(help="Seconds to wait for another writer before ending with 3.")]
 Ids = Annotated[
     tuple[str, ...],
     Parameter(allow_leading_hyphen=True, negative="", help="An id, repeatable; - for ids on standard input."),
@@ -83,13 +84,14 @@ def run(
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
+    wait: Wait = 0.0,
     dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Ingest, partition, plan, generate, encode, adapt, publish: whatever is missing, and nothing else."""
     from flows.refresh import RefreshParams, preview, refresh
 
-    params = _params(RefreshParams, config=config, overrides=_overrides(model), limit_users=limit_users)
+    params = _params(RefreshParams, config=config, overrides=_overrides(model), limit_users=limit_users, wait_s=wait)
     with _results_only(json) as out:
         if dry_run:
             _write(out, preview(params), json)
@@ -105,19 +107,34 @@ def backfill(
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
-    dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
+    chunk_days: Annotated[float | None, Parameter(help="Publish after so many days of event time each.")] = None,
+    chunk_calls: Annotated[int, Parameter(help="Publish after so many calls each, where no days are given.")] = 5000,
+    wait: Wait = 0.0,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Print the plan, its calls and chunks; write nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """The same for partitions sealed in [FROM, TO) and the items in them: only what is missing there."""
-    from flows.backfill import BackfillParams
+    """The same for partitions sealed in [FROM, TO) and the items in them: only what is missing there.
+
+    With --wait, other writers that wait as well come in between chunks.
+    """
+    from flows.backfill import BackfillParams, preview_backfill
     from flows.backfill import backfill as backfill_flow
-    from flows.refresh import preview
 
     params = _params(
-        BackfillParams, config=config, overrides=_overrides(model), start=from_, end=to, limit_users=limit_users
+        BackfillParams,
+        config=config,
+        overrides=_overrides(model),
+        start=from_,
+        end=to,
+        limit_users=limit_users,
+        wait_s=wait,
+        chunk_days=chunk_days,
+        chunk_calls=chunk_calls,
     )
     with _results_only(json) as out:
-        _write(out, preview(params) if dry_run else backfill_flow(**dict(params)), json)
+        _write(out, preview_backfill(params) if dry_run else backfill_flow(**dict(params)), json)
 
 
 @app.command
@@ -281,6 +298,7 @@ def erase(
     user: Ids = (),
     item: Ids = (),
     rebuild_groups: Annotated[bool, Parameter(negative="", help="Cluster everybody who is left anew.")] = False,
+    wait: Wait = 0.0,
     dry_run: Annotated[bool, Parameter(negative="", help="Print what would be found; write nothing.")] = False,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,
@@ -293,7 +311,9 @@ def erase(
     from flows.erase import erase_entities
 
     with _results_only(json) as out:
-        made = erase_entities(load_config(config), user, item, rebuild_groups=rebuild_groups, dry_run=dry_run)
+        made = erase_entities(
+            load_config(config), user, item, rebuild_groups=rebuild_groups, dry_run=dry_run, wait_s=wait
+        )
         _write(out, made, json)
 
 

@@ -35,7 +35,13 @@ OUT_OF_REACH = (
 
 
 def erase_entities(
-    config: Config, users: Sequence[str], items: Sequence[str], *, rebuild_groups: bool = False, dry_run: bool = False
+    config: Config,
+    users: Sequence[str],
+    items: Sequence[str],
+    *,
+    rebuild_groups: bool = False,
+    dry_run: bool = False,
+    wait_s: float = 0.0,
 ) -> dict[str, object]:
     """The report of one erasure, or with `dry_run` what it would find, nothing written.
 
@@ -50,10 +56,10 @@ def erase_entities(
     if dry_run:
         found = {"dry_run": True, **survey_erasure(config.root, subjects, columns).counts()}
     else:
-        with writer_lock(config.root, "lorestream erase"):
+        with writer_lock(config.root, "lorestream erase", wait_s):
             found = erase(config.root, subjects, columns, utc_now)
         if rebuild_groups:
-            found["groups_rebuilt"] = _rebuild_groups(config)
+            found["groups_rebuilt"] = _rebuild_groups(config, wait_s)
     return {**found, "notes": _notes(found, rebuild_groups), "out_of_reach": list(OUT_OF_REACH)}
 
 
@@ -74,9 +80,9 @@ def _id_columns(inputs: InputsConfig) -> IdColumns:
     )
 
 
-def _rebuild_groups(config: Config) -> int | None:
+def _rebuild_groups(config: Config, wait_s: float) -> int | None:
     """The number of the new generation; None where there were no groups."""
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream erase"):
+    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream erase", wait_s):
         newest = grouping.newest_generation(run)
         if not newest:
             return None

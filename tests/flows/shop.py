@@ -49,12 +49,12 @@ def event(user: int, item: int, hour: int, value: float = 5.0) -> dict[str, obje
 
 
 def write_events(folder: Path, name: str, events: Sequence[dict[str, object]]) -> None:
-    (folder / "inputs").mkdir(exist_ok=True)
+    (folder / "inputs").mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(events), BEHAVIOURS), folder / "inputs" / f"behaviours{name}.parquet")
 
 
 def write_items(folder: Path, titles: Sequence[str]) -> None:
-    (folder / "inputs").mkdir(exist_ok=True)
+    (folder / "inputs").mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {"item_id": [f"i{n}" for n in range(len(titles))], "title": list(titles), "genres": [["drama"]] * len(titles)}
     )

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tests.flows.erased_shop import (
     write,
 )
 from tests.flows.shop import WEIGHTS, run_once
+from warehouse.erase import erasures
 from warehouse.errors import CorruptWarehouse
 from warehouse.status import warehouse_status
 from warehouse.store import write_json
@@ -284,3 +287,50 @@ def test_a_damaged_list_of_erased_ids_stops_a_run(shop: Path, change: Callable[[
     file.write_text(change(file.read_text()))
     with pytest.raises(CorruptWarehouse, match="backup"):
         run_once(shop, talkative_engine())
+
+
+def killed(finished: Path, out: Path, steps: list[int]) -> dict[str, bool]:
+    """Erasures killed before the file-system changes `steps`; whether each got there. See `kill_erasure`."""
+    script = Path(__file__).parents[1] / "warehouse" / "kill_erasure.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(finished / "warehouse"), str(out), USER, ITEM, *map(str, steps)],
+        env={"PYTHONPATH": str(script.parents[2]), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reached: dict[str, bool] = json.loads(done.stdout)
+    return reached
+
+
+def check_killed(finished: Path, out: Path, steps: list[int]) -> int:
+    """How many of `steps` there are in an erasure. After each the readers' tables are whole, and completed everything
+    is as after an erasure that nobody killed."""
+    reached = killed(finished, out, [*steps, 10_000])
+    assert not reached["10000"]
+    before, after = stored_rows(finished / "warehouse"), stored_rows(out / "10000")
+    public = ("user_features", "item_features")
+    for step in steps:
+        left = stored_rows(out / str(step)) if reached[str(step)] else after
+        assert [left[table] for table in public] in ([rows[table] for table in public] for rows in (before, after))
+        assert stored_rows(out / f"{step}-again") == after
+        assert files_with(out / f"{step}-again", USER_WORDS + ITEM_WORDS, WEIGHTS) == {}
+        first, *second = erasures(out / f"{step}-again")
+        assert first["finished_at"] is not None
+        assert first["rows"] == erasures(out / "10000")[0]["rows"]
+        # The last change of all is behind the finished report, and then the second call finds nothing.
+        assert [report["rows"] for report in second] in ([], [{}])
+    return sum(reached.values())
+
+
+def test_an_erasure_that_is_killed_is_completed_by_the_same_call_again(finished: Path, tmp_path: Path) -> None:
+    # The begun report, halfway through the tables, between tables and snapshots, among the texts.
+    assert check_killed(finished, tmp_path, [3, 21, 52, 66]) == 4
+
+
+@pytest.mark.slow
+def test_an_erasure_that_is_killed_anywhere_is_completed(finished: Path, tmp_path: Path) -> None:
+    steps = list(range(150))
+    assert 60 < check_killed(finished, tmp_path, steps) < len(steps)

@@ -1,6 +1,6 @@
 """Erasures that are killed: a copy of a warehouse for each change of the file system, before which the process dies.
 
-    python kill_erasure.py PRISTINE OUT USER ITEM STEPS...     # one JSON object: per step, whether the erasure got there
+    python kill_erasure.py PRISTINE OUT USER ITEM STEPS...     # prints, as JSON, whether each step was reached
 
 Children are forked before DuckDB or Arrow has started a thread; OUT/<step> is the warehouse as the kill left it, and
 OUT/<step>-again the same after the erasure was given again.
