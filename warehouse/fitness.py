@@ -128,7 +128,7 @@ def rung_counts(root: Path, snapshot: Snapshot, table: str) -> Counter[str]:
 
 
 def visible_rows(root: Path, snapshot: Snapshot, table: str) -> int:
-    """How many pairs of entity and instant `table` has in `snapshot`: of rows that share one, readers see the newest."""
+    """Pairs of entity and instant that `table` has in `snapshot`: of rows that share one, readers see the newest."""
     with connect(_COUNTING_GB) as con:
         parquet_view(con, "published", snapshot.files(root, table), FEATURES[table])
         query = f"SELECT count(*) FROM (SELECT DISTINCT {ENTITY[table]}, valid_from FROM published)"

@@ -28,11 +28,11 @@ _closing_in_children = False
 
 
 @contextmanager
-def writer_lock(root: Path, owner: str) -> Iterator[None]:
+def writer_lock(root: Path, owner: str, *, clean: bool = True) -> Iterator[None]:
     """Hold the warehouse `root` for the block, as `owner` (what to call this writer in another's error message).
 
-    What killed writers left half-written is removed first. Raises WriterBusy at once when another writer holds the
-    lock, in this process or any other, and UsageError where this user may not write.
+    What killed writers left half-written is removed first, unless `clean` is false. Raises WriterBusy at once when
+    another writer holds the lock, in this process or any other, and UsageError where this user may not write.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def writer_lock(root: Path, owner: str) -> Iterator[None]:
         _write(descriptor, owner)
         _close_in_children(descriptor)
         try:
-            for leftover in remove_temporary(root):
+            for leftover in remove_temporary(root) if clean else ():
                 log.info("removed %s, left half-written by a killed writer", leftover)
             yield
         finally:

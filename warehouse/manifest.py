@@ -22,12 +22,10 @@ from warehouse.store import FileRef, TableWriter
 
 __all__ = ["UnfitFeatures", "publish", "publish_files", "rollback", "snapshots"]
 
-Pieces = pa.Table | Iterable[pa.Table]
-
 
 def publish(
     root: Path,
-    add: Mapping[str, Pieces],
+    add: Mapping[str, pa.Table | Iterable[pa.Table]],
     *,
     replace: bool,
     now: datetime,
@@ -56,7 +54,9 @@ def publish(
             dim = 0 if parent is None or replace else parent.augment_dim(table)
             pieces = [rows] if isinstance(rows, pa.Table) else rows
             added[table] = _write(root, snapshot_id, pieces, Examined(table, dim, checks))
-        named = {table: new for table, new in added.items() if replace or new.file is not None}
+        # To replace no rows by none changes nothing either.
+        emptied = set() if parent is None or not replace else {table for table in added if parent.tables[table]}
+        named = {table: new for table, new in added.items() if new.file is not None or table in emptied}
         if parent is not None and not named:
             catalog.rebuild(root)
             return parent
@@ -78,7 +78,9 @@ def publish(
     return snapshot
 
 
-def publish_files(root: Path, tables: Mapping[str, tuple[FileRef, ...]], *, now: datetime, keep: int | None) -> Snapshot:
+def publish_files(
+    root: Path, tables: Mapping[str, tuple[FileRef, ...]], *, now: datetime, keep: int | None
+) -> Snapshot:
     """A new current snapshot that holds the same rows in other files (`warehouse.compaction`); paths are relative."""
     manifest = read_manifest(root)
     parent = manifest.current_snapshot()

@@ -21,7 +21,7 @@ class SnapshotsConfig(BaseModel, frozen=True, extra="forbid"):
     keep: int = Field(30, ge=1)
     # A training job that reads an old snapshot may take hours after it opened it.
     grace_hours: float = Field(24.0, ge=0)
-    # `compact` merges files below half of it. About a million vectors of 32 numbers; twice as much fits in memory anywhere.
+    # `compact` merges files below half of it. About a million vectors of 32 numbers: twice as many fit in any memory.
     target_mb: int = Field(128, ge=1)
 
     @property
@@ -30,7 +30,7 @@ class SnapshotsConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 def retire(manifest: Manifest, keep: int, now: datetime) -> Manifest:
-    """`manifest` with all listed snapshots retired at `now` but the newest `keep`, the pinned ones and the current one."""
+    """`manifest`, its listed snapshots retired at `now` but for the newest `keep`, pinned ones and the current one."""
     newest = {snapshot.snapshot_id for snapshot in manifest.listed[-keep:]}
     spared = newest | manifest.pinned | {manifest.current}
     leaving = {s.snapshot_id: now for s in manifest.listed if s.snapshot_id not in spared}

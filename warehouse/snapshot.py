@@ -61,8 +61,8 @@ class Snapshot:
 class Manifest:
     """All snapshots, oldest first, and the id of the current one (None before the first publication).
 
-    `pinned` ones are never retired. `retired` maps the ids of snapshots that retention has given up to when it did: they
-    are no longer listed, but readable until `lorestream gc` removes them.
+    `pinned` ones are never retired. `retired` maps the ids of snapshots that retention has given up to when it did:
+    they are no longer listed, but readable until `lorestream gc` removes them.
     """
 
     current: str | None
@@ -126,8 +126,10 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def manifest_json(manifest: Manifest) -> dict[str, object]:
-    """`manifest` as the JSON object that `read_manifest` reads. A file is described once, however many snapshots share it:
-    the manifest is written with every publication."""
+    """`manifest` as the JSON object that `read_manifest` reads.
+
+    A file is described once, however many snapshots share it: the manifest is written with every publication.
+    """
     files = {ref.path: ref for snapshot in manifest.snapshots for refs in snapshot.tables.values() for ref in refs}
     return {
         "schema_version": SCHEMA_VERSION,

@@ -173,7 +173,8 @@ def read_table(
                 tables.append(file.read(columns=list(names)))
             else:
                 wanted = pa.schema([schema.field(name) for name in names])
-                late = [field for field in wanted if grown and field.nullable and field.name not in file.schema_arrow.names]
+                found = file.schema_arrow.names
+                late = [field for field in wanted if grown and field.nullable and field.name not in found]
                 _check_types(path, pa.schema([field for field in wanted if field not in late]), file.schema_arrow)
                 rows = file.read(columns=list(names))
                 for field in late:
@@ -187,8 +188,11 @@ def read_table(
 
 def find_temporary(root: Path) -> list[Path]:
     """Files and folders under `root` that a writer has not finished: if none is alive, killed ones left them."""
-    found = sorted(root.rglob(f"{TEMPORARY_PREFIX}*"))
-    return [path for path in found if not any(p.name.startswith(TEMPORARY_PREFIX) for p in path.relative_to(root).parents)]
+
+    def is_within_another(path: Path) -> bool:
+        return any(parent.name.startswith(TEMPORARY_PREFIX) for parent in path.relative_to(root).parents)
+
+    return [path for path in sorted(root.rglob(f"{TEMPORARY_PREFIX}*")) if not is_within_another(path)]
 
 
 def remove_temporary(root: Path) -> list[Path]:
