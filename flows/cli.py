@@ -36,6 +36,8 @@ groups = App(name="groups", help="Groups of users and items that share a call (k
 app.command(groups)
 requests = App(name="requests", help="Planned calls.")
 app.command(requests)
+snapshots = App(name="snapshots", help="The published snapshots, oldest first, and what retention keeps of them.")
+app.command(snapshots)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
@@ -44,6 +46,7 @@ Ids = Annotated[
     tuple[str, ...],
     Parameter(allow_leading_hyphen=True, negative="", help="An id, repeatable; - for ids on standard input."),
 ]
+FewerRows = Annotated[bool, Parameter(negative="", help="Publish although tables shrink (see `checks.max_row_fall`).")]
 DEFAULT_CONFIG = Path("lorestream.toml")
 Params = TypeVar("Params")
 
@@ -84,6 +87,7 @@ def run(
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
+    allow_fewer_rows: FewerRows = False,
     wait: Wait = 0.0,
     dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
     json: Json = False,
@@ -91,7 +95,8 @@ def run(
     """Ingest, partition, plan, generate, encode, adapt, publish: whatever is missing, and nothing else."""
     from flows.refresh import RefreshParams, preview, refresh
 
-    params = _params(RefreshParams, config=config, overrides=_overrides(model), limit_users=limit_users, wait_s=wait)
+    overrides = _overrides(model, allow_fewer_rows)
+    params = _params(RefreshParams, config=config, overrides=overrides, limit_users=limit_users, wait_s=wait)
     with _results_only(json) as out:
         if dry_run:
             _write(out, preview(params), json)
@@ -142,13 +147,14 @@ def train(
     *,
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    allow_fewer_rows: FewerRows = False,
     json: Json = False,
 ) -> None:
     """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it."""
     from flows.train import train as train_flow
 
     with _results_only(json) as out:
-        _write(out, train_flow(config, _overrides(model)), json)
+        _write(out, train_flow(config, _overrides(model, allow_fewer_rows)), json)
 
 
 @pools.command
@@ -274,13 +280,40 @@ def status(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     _print(warehouse_status(load_config(config).root), json)
 
 
-@app.command
-def snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+@snapshots.default
+def list_snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     """The published snapshots, oldest first."""
     from flows.config import load_config
     from warehouse.status import snapshot_list
 
     _print({"snapshots": snapshot_list(load_config(config).root)}, json)
+
+
+@snapshots.command
+def diff(old: str, new: str | None = None, /, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """What the snapshot NEW (default: the current one) shows that OLD does not: rows, coverage, drift of vectors."""
+    from flows.config import load_config
+    from flows.snapshots import compare
+
+    _print(compare(load_config(config).root, old, new), json)
+
+
+@snapshots.command
+def pin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Keep the snapshot SNAPSHOT_ID, however many come after it."""
+    from flows.config import load_config
+    from flows.snapshots import set_pin
+
+    _print(set_pin(load_config(config).root, snapshot_id, True), json)
+
+
+@snapshots.command
+def unpin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Let retention retire the snapshot SNAPSHOT_ID again."""
+    from flows.config import load_config
+    from flows.snapshots import set_pin
+
+    _print(set_pin(load_config(config).root, snapshot_id, False), json)
 
 
 @app.command
@@ -317,11 +350,41 @@ def erase(
         _write(out, made, json)
 
 
-def _overrides(model: str | None) -> dict[str, object]:
-    if model is None:
-        return {}
-    # A folder given on the command line is relative to where the command stands, not to the config file.
-    return {"engine.model": str(Path(model).resolve()) if model and Path(model).exists() else model}
+@app.command
+def compact(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Merge small files of the public tables and publish the same rows in the merged ones; then `gc`."""
+    from flows.compact import compact as compact_flow
+
+    with _results_only(json) as out:
+        _write(out, compact_flow(config), json)
+
+
+@app.command
+def gc(
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print what would be removed; remove nothing.")] = False,
+    grace_hours: Annotated[
+        float | None,
+        Parameter(help="How long what was given up stays for readers, instead of `snapshots.grace_hours`."),
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Retire snapshots beyond `snapshots.keep`, and remove files that no snapshot, ledger or knowledge names."""
+    from flows.config import load_config
+    from flows.garbage import remove_garbage
+
+    given = {} if grace_hours is None else {"snapshots.grace_hours": grace_hours}
+    loaded = load_config(config, given)
+    _print(remove_garbage(loaded.root, loaded.snapshots.keep, loaded.snapshots.grace, dry_run), json)
+
+
+def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, object]:
+    given: dict[str, object] = {"checks.max_row_fall": 1.0} if allow_fewer_rows else {}
+    if model is not None:
+        # A folder given on the command line is relative to where the command stands, not to the config file.
+        given["engine.model"] = str(Path(model).resolve()) if model and Path(model).exists() else model
+    return given
 
 
 def _params(make: Callable[..., Params], **values: object) -> Params:

@@ -206,11 +206,18 @@ def publish(run: Run) -> None:
     replace = current.lineage.get("adapter_version") != adapter.meta.version
     published = {} if replace else {table: current.files(run.root, table) for table in FEATURES}
     with run.timed("publish"):
-        rows = missing_rows(stored, adapter, published, now)
-        counts = {table: added.num_rows for table, added in rows.items() if added.num_rows}
-        if not counts:
-            return
-        snapshot = publish_tables(run.root, rows, replace=replace, now=now, lineage=_lineage(run, stored, adapter))
+        snapshot = publish_tables(
+            run.root,
+            missing_rows(stored, adapter, published, now),
+            replace=replace,
+            now=now,
+            lineage=_lineage(run, stored, adapter),
+            checks=run.config.checks,
+            keep=run.config.snapshots.keep,
+        )
+    if snapshot.snapshot_id == current.snapshot_id:
+        return
+    counts = {table: stats["rows_added"] for table, stats in snapshot.stats.items() if stats["rows_added"]}
     run.report.rows_by_table, run.report.rows_published = counts, sum(counts.values())
     run.report.snapshot = snapshot.snapshot_id
 

@@ -15,7 +15,7 @@ killed anywhere is completed by the same call again, and readers see the snapsho
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from re import search
 from typing import Any, cast
@@ -25,11 +25,11 @@ import orjson
 
 from warehouse import catalog
 from warehouse.erased import FOLDER, SCHEMA_VERSION, add_erased, pieces, read_erased
+from warehouse.garbage import collect_garbage
 from warehouse.keys import digest, erased_digest
 from warehouse.ledger import Ledger
 from warehouse.rewrite import Rows, rewrite, rows_where
-from warehouse.schemas import FEATURES
-from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, manifest_json, read_manifest
+from warehouse.snapshot import Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.sql import connect
 from warehouse.store import FileRef, read_json, replacing, write_json
 from warehouse.traces import (
@@ -41,6 +41,9 @@ from warehouse.traces import (
     open_traces,
     rejected_rows,
 )
+
+# Whatever the clocks say that dated the garbage, it is old enough.
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 
 # Tables whose files are the record: a row of theirs stands or falls with its request.
 _BY_KEY = ("knowledge", "embeddings")
@@ -130,7 +133,8 @@ def erase(root: Path, subjects: Subjects, columns: IdColumns, clock: Callable[[]
     _rewrite_tables(root, subjects, survey, path.stem, now)
     report["snapshot"] = _rewrite_features(root, survey, path.stem, now)
     _drop_texts(root, subjects)
-    _drop_unreferenced(root)
+    # Superseded files and those of retired snapshots may name the erased: no grace for whoever reads them still.
+    collect_garbage(root, keep=len(read_manifest(root).snapshots), grace=timedelta(0), now=_END_OF_TIME)
     report["finished_at"] = clock().isoformat()
     write_json(path, report)
     return report
@@ -207,8 +211,16 @@ def _rewrite_features(root: Path, survey: Survey, erasure: str, now: datetime) -
         kept = [snapshot for snapshot in manifest.snapshots if snapshot.snapshot_id not in survey.snapshots]
         if current.snapshot_id not in {snapshot.snapshot_id for snapshot in kept}:
             kept.append(current)
-        left = replace(manifest, current=current.snapshot_id, snapshots=tuple(kept))
-        write_json(root / MANIFEST_PATH, manifest_json(left))
+        gone = set(survey.snapshots)
+        write_manifest(
+            root,
+            Manifest(
+                current=current.snapshot_id,
+                snapshots=tuple(kept),
+                pinned=manifest.pinned - gone,
+                retired={name: at for name, at in manifest.retired.items() if name not in gone},
+            ),
+        )
     # Also where the manifest needs no change: an attempt before this one may have ended between the two.
     catalog.rebuild(root)
     return None if current is None else current.snapshot_id
@@ -231,7 +243,8 @@ def _cleaned(
                 continue
             written = rewrite(path, path.with_name(f"{snapshot_id}-{place:06d}.parquet"), rows)
             if written is not None:
-                left.append(replace(written, path=Path(written.path).relative_to(root.resolve()).as_posix()))
+                name = Path(written.path).relative_to(root.resolve()).as_posix()
+                left.append(replace(written, path=name, contract=ref.contract))
         tables[table] = tuple(left)
     stats = {table: sum(ref.rows for ref in tables[table]) for table in tables}
     return Snapshot(
@@ -286,18 +299,6 @@ def _custom_id(line: bytes) -> str | None:
         return None
     key = found.get("custom_id") if isinstance(found, dict) else None
     return key if isinstance(key, str) else None
-
-
-def _drop_unreferenced(root: Path) -> None:
-    """Remove files of the tables that neither the ledger nor a snapshot counts on: any of them may name the erased."""
-    ledger, manifest = Ledger(root), read_manifest(root)
-    live = {str(path) for table in _tables(ledger) for path in ledger.files(table)}
-    live |= {str(path) for table in FEATURES for path in _all_files(root, manifest, table)}
-    folders = [*CONDITIONS, "rejected", "pools", *(f"features/{table}" for table in FEATURES)]
-    for folder in folders:
-        for path in (root.resolve() / folder).glob("[!.]*.*"):
-            if path.suffix in {".parquet", ".pool"} and str(path) not in live:
-                path.unlink()
 
 
 def _tables(ledger: Ledger) -> list[str]:

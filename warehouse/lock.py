@@ -33,11 +33,11 @@ _closing_in_children = False
 
 
 @contextmanager
-def writer_lock(root: Path, owner: str, wait_s: float = 0.0) -> Iterator[None]:
+def writer_lock(root: Path, owner: str, wait_s: float = 0.0, *, clean: bool = True) -> Iterator[None]:
     """Hold the warehouse `root` for the block, as `owner` (what to call this writer in another's error message).
 
-    What killed writers left half-written is removed first. Writers that wait for the lock get it in turn, so one that
-    gives it back between two steps of its work, and waits for it again, lets the others in.
+    What killed writers left half-written is removed first, unless `clean` is false. Writers that wait for the lock get
+    it in turn, so one that gives it back between two steps of its work, and waits for it again, lets the others in.
 
     Raises WriterBusy when another writer, in this process or any other, holds the lock or is waiting for it, and still
     does after `wait_s` seconds; UsageError where this user may not write.
@@ -55,7 +55,7 @@ def writer_lock(root: Path, owner: str, wait_s: float = 0.0) -> Iterator[None]:
         _write(descriptor, owner)
         _close_in_children(descriptor)
         try:
-            for leftover in remove_temporary(root):
+            for leftover in remove_temporary(root) if clean else ():
                 log.info("removed %s, left half-written by a killed writer", leftover)
             yield
         finally:

@@ -56,7 +56,7 @@ def warehouse_status(root: Path) -> dict[str, object]:
     result["groups"] = _last(ledger, "groups", ("generation", "as_of"))
     result["spending"] = _newest_spending(root)
     result["erasures"] = _erasures(root)
-    result["snapshots"] = len(published.snapshots)
+    result["snapshots"] = len(published.listed)
     result["current_snapshot"] = published.current
     return result
 
@@ -88,7 +88,7 @@ def _last(ledger: Ledger, kind: str, names: Sequence[str]) -> dict[str, object]:
 
 
 def snapshot_list(root: Path) -> list[dict[str, object]]:
-    """One row per snapshot, oldest first: id, time, rows per table, whether readers see it.
+    """One row per snapshot, oldest first: id, time, rows and files per table, whether readers see it, whether pinned.
 
     Raises WarehouseNotFound where there is no warehouse.
     """
@@ -99,7 +99,9 @@ def snapshot_list(root: Path) -> list[dict[str, object]]:
             "snapshot_id": snapshot.snapshot_id,
             "created_at": snapshot.created_at.isoformat(),
             **{table: stats["rows"] for table, stats in snapshot.stats.items()},
+            "files": sum(len(files) for files in snapshot.tables.values()),
             "current": snapshot.snapshot_id == manifest.current,
+            "pinned": snapshot.snapshot_id in manifest.pinned,
         }
-        for snapshot in manifest.snapshots
+        for snapshot in manifest.listed
     ]
