@@ -6,6 +6,7 @@ decide order and retries; nothing here knows Prefect.
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -146,7 +147,9 @@ def encode(run: Run, progress: StageProgress) -> None:
             f"{run.name}-{secrets.token_hex(2)}",
             lambda done, total, rate: progress.update("encode", done, total, rate, "texts"),
         )
-    run.report.texts_encoded, run.report.texts_per_s = made.texts, made.texts_per_s
+    if made.texts:
+        run.report.texts_encoded += made.texts
+        run.report.texts_per_s = made.texts_per_s
 
 
 def adapt(run: Run) -> None:
@@ -218,7 +221,8 @@ def publish(run: Run) -> None:
     if snapshot.snapshot_id == current.snapshot_id:
         return
     counts = {table: stats["rows_added"] for table, stats in snapshot.stats.items() if stats["rows_added"]}
-    run.report.rows_by_table, run.report.rows_published = counts, sum(counts.values())
+    run.report.rows_by_table = dict(Counter(run.report.rows_by_table) + Counter(counts))
+    run.report.rows_published += sum(counts.values())
     run.report.snapshot = snapshot.snapshot_id
 
 

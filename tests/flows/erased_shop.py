@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augment.engine.scripted import ScriptedEngine
+from flows.report import RunReport
 from tests.flows.shop import START, WEIGHTS, event, run_once
 from warehouse.ledger import Ledger
 from warehouse.schemas import BEHAVIOURS
@@ -75,6 +76,12 @@ def talkative_engine() -> ScriptedEngine:
     return ScriptedEngine(answer)
 
 
+def run_talking(config: Path) -> tuple[RunReport, int]:
+    """The report of a run with that engine, and how many answers it gave."""
+    engine = talkative_engine()
+    return run_once(config, engine, quick=True).report, engine.calls
+
+
 def user_id(number: int) -> str:
     return USER if number == 0 else f"u{number}"
 
@@ -111,11 +118,11 @@ def open_erased_shop(folder: Path, cascade: str = "shift") -> Path:
     write(folder, "behaviours-1.parquet", first)
     lines = ["user_id,item_id,ts", "u4,i1", f"{USER},i1", f"u5,{ITEM}", f"u5,i2,{(START).isoformat()}"]
     (inputs / "behaviours-2.csv").write_text("\n".join(lines) + "\n")
-    run_once(config, talkative_engine())
+    run_talking(config)
     # The item comes back late for users who had sealed without it, and the pool is made of the first run's texts.
     second = [happened(u, (2 * u + n) % ITEMS, 100 + n) for u in range(USERS) for n in range(3)]
     write(folder, "behaviours-3.parquet", second)
-    run_once(config, talkative_engine())
+    run_talking(config)
     return config
 
 

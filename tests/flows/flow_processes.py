@@ -18,14 +18,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import flows.backfill
 import flows.refresh
 import flows.run
-from augment.encode import EncoderConfig
 from augment.engine.base import Completion, Request
 from augment.engine.scripted import ScriptedEngine
+from tests.flows.shop import QuickEncoder
 from warehouse.errors import LorestreamError
 
 TASKS = ("ingest", "partition", "form_groups", "plan", "choose_pool", "call_engine", "encode", "adapt", "publish")
@@ -47,23 +45,6 @@ class LoggedEngine(ScriptedEngine):
                 self._left -= 1
                 if not self._left:
                     os.kill(os.getpid(), signal.SIGKILL)
-
-
-class QuickEncoder:
-    """Vectors from digests: an encoder that takes no time to load."""
-
-    dim = 8
-    encoder_id = "quick"
-
-    def __init__(self, _config: EncoderConfig) -> None:
-        pass
-
-    def load(self) -> None:
-        pass
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        seeds = [int.from_bytes(sha256(text.encode()).digest()[:4]) for text in texts]
-        return np.array([np.random.default_rng(seed).normal(size=self.dim) for seed in seeds], np.float32)
 
 
 def main(steps: str) -> None:

@@ -12,13 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 import lorestream
+from flows import refresh as refreshing
 from flows.backfill import BackfillParams, backfill
 from flows.cli import call
 from flows.config import load_config
 from flows.setup import prepare_warehouse
 from tests.flows.conftest import ROOT
 from tests.flows.erased_shop import stored_rows
-from tests.flows.shop import START, event, open_shop, write_events
+from tests.flows.flow_processes import TASKS
+from tests.flows.shop import START, QuickEncoder, event, open_shop, scripted_engine, write_events
 from warehouse.errors import WriterBusy
 from warehouse.lock import writer_lock
 
@@ -117,6 +119,7 @@ def calm_and_rough(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     return folder / "calm", folder / "rough"
 
 
+@pytest.mark.slow
 def test_a_backfill_interrupted_twice_and_finished_beside_a_refresh_ends_as_an_undisturbed_one(
     calm_and_rough: tuple[Path, Path],
 ) -> None:
@@ -130,7 +133,8 @@ def test_a_backfill_interrupted_twice_and_finished_beside_a_refresh_ends_as_an_u
         assert rough_rows[table] == rows, table
 
 
-def test_chunks_publish_as_they_finish(calm_and_rough: tuple[Path, Path]) -> None:
+@pytest.mark.slow
+def test_chunks_publish_in_order_of_time(calm_and_rough: tuple[Path, Path]) -> None:
     calm, _ = calm_and_rough
     # The empty snapshot and that of the base; partitions of days 7, 10, 13 and 16 and their items; the last refresh's.
     assert len(lorestream.open(calm / "warehouse").snapshots()) == 2 + 4 + 1
@@ -140,6 +144,25 @@ def test_chunks_publish_as_they_finish(calm_and_rough: tuple[Path, Path]) -> Non
     }
     # Those of the interval in order of time, then what is before it and after it.
     assert sorted(first, key=lambda number: (first[number], number)) == [2, 3, 4, 5, 0, 1, 6]
+
+
+def test_chunks_publish_as_they_finish_and_a_second_backfill_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = open_shop(tmp_path, users=2)
+    prepare_warehouse(load_config(shop).root)
+    for name in TASKS:
+        monkeypatch.setattr(refreshing, name, getattr(refreshing, name).fn)
+    monkeypatch.setattr(refreshing, "create_markdown_artifact", lambda *_args, **_named: None)
+    monkeypatch.setattr("flows.run.TextEncoder", QuickEncoder)
+    monkeypatch.setattr("flows.run._make_engine", lambda _config: scripted_engine())
+    interval = (START, START + timedelta(days=1), shop)
+    done = backfill.fn(*interval, chunk_calls=6)
+    # Hour 1: two summaries and three items; hour 4: two summaries and two items.
+    assert [(chunk["calls"], chunk["rows_published"]) for chunk in done["chunks"]] == [(5, 5), (4, 4)]
+    assert len(lorestream.open(load_config(shop).root).snapshots()) == 1 + 2
+    again = backfill.fn(*interval, chunk_calls=6)
+    assert (again["calls"], again["rows_published"], again["interval"]["answered_before"]) == (0, 0, 9)
 
 
 def test_without_waiting_a_backfill_beside_a_writer_ends_with_three(
