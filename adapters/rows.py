@@ -1,6 +1,6 @@
 """Rows of the public tables: the adapter applied to stored knowledge, only where the current snapshot lacks them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -22,23 +22,26 @@ _TABLES = {
 
 def missing_rows(
     stored: Stored, adapter: TrainedAdapter, published: Mapping[str, Sequence[Path]], now: datetime
-) -> dict[str, pa.Table]:
-    """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`.
+) -> dict[str, Iterator[pa.Table]]:
+    """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`; in
+    pieces, made while they are read.
 
     A row counts as published when the one that readers see for its entity, source and instant is made of the same
     texts, with the same adapter and rung. An older one does not count: a configuration that is gone back to publishes
     its rows again, newer than those it left for the meantime. A row that only confirms what holds already is published
     where something else was, for that instant.
     """
-    tables = {}
-    for name, (kind, entity) in _TABLES.items():
-        pieces = []
-        for piece in in_chunks(stored, kind):
-            fresh = _unpublished(piece, published.get(name, ()), name, entity, adapter.meta.version)
-            if fresh.rows.num_rows:
-                pieces.append(_rows(fresh, stored, adapter, name, now))
-        tables[name] = pa.concat_tables(pieces) if pieces else _schema(name).empty_table()
-    return tables
+    return {name: _missing(stored, adapter, published.get(name, ()), name, now) for name in _TABLES}
+
+
+def _missing(
+    stored: Stored, adapter: TrainedAdapter, published: Sequence[Path], name: str, now: datetime
+) -> Iterator[pa.Table]:
+    kind, entity = _TABLES[name]
+    for piece in in_chunks(stored, kind):
+        fresh = _unpublished(piece, published, name, entity, adapter.meta.version)
+        if fresh.rows.num_rows:
+            yield _rows(fresh, stored, adapter, name, now)
 
 
 def _unpublished(

@@ -36,9 +36,17 @@ groups = App(name="groups", help="Groups of users and items that share a call (k
 app.command(groups)
 requests = App(name="requests", help="Planned calls.")
 app.command(requests)
+snapshots = App(name="snapshots", help="The published snapshots, oldest first, and what retention keeps of them.")
+app.command(snapshots)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
+Wait = Annotated[float, Parameter(help="Seconds to wait for another writer before ending with 3.")]
+Ids = Annotated[
+    tuple[str, ...],
+    Parameter(allow_leading_hyphen=True, negative="", help="An id, repeatable; - for ids on standard input."),
+]
+FewerRows = Annotated[bool, Parameter(negative="", help="Publish although tables shrink (see `checks.max_row_fall`).")]
 DEFAULT_CONFIG = Path("lorestream.toml")
 Params = TypeVar("Params")
 
@@ -79,13 +87,16 @@ def run(
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
+    allow_fewer_rows: FewerRows = False,
+    wait: Wait = 0.0,
     dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Ingest, partition, plan, generate, encode, adapt, publish: whatever is missing, and nothing else."""
     from flows.refresh import RefreshParams, preview, refresh
 
-    params = _params(RefreshParams, config=config, overrides=_overrides(model), limit_users=limit_users)
+    overrides = _overrides(model, allow_fewer_rows)
+    params = _params(RefreshParams, config=config, overrides=overrides, limit_users=limit_users, wait_s=wait)
     with _results_only(json) as out:
         if dry_run:
             _write(out, preview(params), json)
@@ -101,19 +112,34 @@ def backfill(
     config: ConfigPath = DEFAULT_CONFIG,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     limit_users: Annotated[int | None, Parameter(help="Treat only a stable sample of so many users.")] = None,
-    dry_run: Annotated[bool, Parameter(negative="", help="Print the planned calls and tokens; write nothing.")] = False,
+    chunk_days: Annotated[float | None, Parameter(help="Publish after so many days of event time each.")] = None,
+    chunk_calls: Annotated[int, Parameter(help="Publish after so many calls each, where no days are given.")] = 5000,
+    wait: Wait = 0.0,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Print the plan, its calls and chunks; write nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """The same for partitions sealed in [FROM, TO) and the items in them: only what is missing there."""
-    from flows.backfill import BackfillParams
+    """The same for partitions sealed in [FROM, TO) and the items in them: only what is missing there.
+
+    With --wait, other writers that wait as well come in between chunks.
+    """
+    from flows.backfill import BackfillParams, preview_backfill
     from flows.backfill import backfill as backfill_flow
-    from flows.refresh import preview
 
     params = _params(
-        BackfillParams, config=config, overrides=_overrides(model), start=from_, end=to, limit_users=limit_users
+        BackfillParams,
+        config=config,
+        overrides=_overrides(model),
+        start=from_,
+        end=to,
+        limit_users=limit_users,
+        wait_s=wait,
+        chunk_days=chunk_days,
+        chunk_calls=chunk_calls,
     )
     with _results_only(json) as out:
-        _write(out, preview(params) if dry_run else backfill_flow(**dict(params)), json)
+        _write(out, preview_backfill(params) if dry_run else backfill_flow(**dict(params)), json)
 
 
 @app.command
@@ -131,6 +157,7 @@ def train(
         Literal["mean", "attention"] | None, Parameter(help="How a user's partitions become one vector.")
     ] = None,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
+    allow_fewer_rows: FewerRows = False,
     json: Json = False,
 ) -> None:
     """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it.
@@ -140,7 +167,7 @@ def train(
     from flows.train import train as train_flow
 
     given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
-    overrides = {**_overrides(model), **{key: value for key, value in given.items() if value is not None}}
+    overrides = _overrides(model, allow_fewer_rows) | {key: value for key, value in given.items() if value is not None}
     with _results_only(json) as out:
         _write(out, train_flow(config, overrides), json)
 
@@ -305,13 +332,40 @@ def status(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     _print(warehouse_status(load_config(config).root), json)
 
 
-@app.command
-def snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+@snapshots.default
+def list_snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     """The published snapshots, oldest first."""
     from flows.config import load_config
     from warehouse.status import snapshot_list
 
     _print({"snapshots": snapshot_list(load_config(config).root)}, json)
+
+
+@snapshots.command
+def diff(old: str, new: str | None = None, /, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """What the snapshot NEW (default: the current one) shows that OLD does not: rows, coverage, drift of vectors."""
+    from flows.config import load_config
+    from flows.snapshots import compare
+
+    _print(compare(load_config(config).root, old, new), json)
+
+
+@snapshots.command
+def pin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Keep the snapshot SNAPSHOT_ID, however many come after it."""
+    from flows.config import load_config
+    from flows.snapshots import set_pin
+
+    _print(set_pin(load_config(config).root, snapshot_id, True), json)
+
+
+@snapshots.command
+def unpin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Let retention retire the snapshot SNAPSHOT_ID again."""
+    from flows.config import load_config
+    from flows.snapshots import set_pin
+
+    _print(set_pin(load_config(config).root, snapshot_id, False), json)
 
 
 @app.command
@@ -323,11 +377,66 @@ def rollback(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Jso
     _print(roll_back(load_config(config).root, snapshot_id), json)
 
 
-def _overrides(model: str | None) -> dict[str, object]:
-    if model is None:
-        return {}
-    # A folder given on the command line is relative to where the command stands, not to the config file.
-    return {"engine.model": str(Path(model).resolve()) if model and Path(model).exists() else model}
+@app.command
+def erase(
+    *,
+    user: Ids = (),
+    item: Ids = (),
+    rebuild_groups: Annotated[bool, Parameter(negative="", help="Cluster everybody who is left anew.")] = False,
+    wait: Wait = 0.0,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print what would be found; write nothing.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Remove users or items from everything that is stored, from events to pools, and bar them from coming back.
+
+    Old snapshots that hold them expire, pinned or not.
+    """
+    from flows.config import load_config
+    from flows.erase import erase_entities
+
+    with _results_only(json) as out:
+        made = erase_entities(
+            load_config(config), user, item, rebuild_groups=rebuild_groups, dry_run=dry_run, wait_s=wait
+        )
+        _write(out, made, json)
+
+
+@app.command
+def compact(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Merge small files of the public tables and publish the same rows in the merged ones; then `gc`."""
+    from flows.compact import compact as compact_flow
+
+    with _results_only(json) as out:
+        _write(out, compact_flow(config), json)
+
+
+@app.command
+def gc(
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print what would be removed; remove nothing.")] = False,
+    grace_hours: Annotated[
+        float | None,
+        Parameter(help="How long what was given up stays for readers, instead of `snapshots.grace_hours`."),
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Retire snapshots beyond `snapshots.keep`, and remove files that no snapshot, ledger or knowledge names."""
+    from flows.config import load_config
+    from flows.garbage import remove_garbage
+
+    given = {} if grace_hours is None else {"snapshots.grace_hours": grace_hours}
+    loaded = load_config(config, given)
+    _print(remove_garbage(loaded.root, loaded.snapshots.keep, loaded.snapshots.grace, dry_run), json)
+
+
+def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, object]:
+    given: dict[str, object] = {"checks.max_row_fall": 1.0} if allow_fewer_rows else {}
+    if model is not None:
+        # A folder given on the command line is relative to where the command stands, not to the config file.
+        given["engine.model"] = str(Path(model).resolve()) if model and Path(model).exists() else model
+    return given
 
 
 def _params(make: Callable[..., Params], **values: object) -> Params:

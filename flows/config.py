@@ -19,6 +19,8 @@ from augment.sealing import PartitionConfig
 from augment.speculation.config import PoolConfig, SpeculationConfig
 from prompts.render import PromptOptions
 from warehouse.errors import ConfigError
+from warehouse.fitness import ChecksConfig
+from warehouse.retention import SnapshotsConfig
 from warehouse.sources import InputsConfig
 
 CONFIG_NAME = "lorestream.toml"
@@ -64,6 +66,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     segments: SegmentConfig = SegmentConfig()
     encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
+    checks: ChecksConfig = ChecksConfig()
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     # Folder of the file this was read from; not a setting.
     base: Path = Field(Path("."), exclude=True)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from augment.budget import Meter
 from augment.engine.config import OpenAIConfig
 from augment.interchange.accept import Accepted, accept_batch, accept_texts
 from augment.interchange.batch import BatchText, export_batch, read_batch_results
-from augment.interchange.faults import ImportFault, count_faults
+from augment.interchange.faults import FaultReason, ImportFault, count_faults
 from augment.interchange.members import ImportedGroups, imported_group_id, read_members
 from augment.interchange.subjects import find_subjects
 from augment.interchange.texts import ImportedText, read_texts
@@ -22,8 +23,9 @@ from flows import asking, grouping, stages
 from flows.config import Config
 from flows.run import Run, closing_run
 from warehouse.answers import IMPORTED
+from warehouse.erased import Side, read_erased
 from warehouse.errors import InputError, UsageError
-from warehouse.inputs import REJECTED
+from warehouse.inputs import NOTHING, REJECTED, Reason
 from warehouse.lock import writer_lock
 from warehouse.schemas import BEHAVIOURS, GROUP_MEMBERS, KNOWLEDGE, REQUESTS
 from warehouse.sql import connect, parquet_view
@@ -123,6 +125,7 @@ def _import_groups(run: Run, members: Path, as_of: datetime | None, faults: list
     newest = grouping.newest_generation(run)
     groups = read_members(members, newest + 1, as_of or _newest_event(run), run.clock())
     faults += groups.faults
+    groups = replace(groups, members=_without_erased(run, groups.members, faults))
     found: dict[str, object] = {"groups": groups.groups.num_rows, "members": groups.members.num_rows}
     if not groups.groups.num_rows:
         raise InputError(
@@ -136,6 +139,16 @@ def _import_groups(run: Run, members: Path, as_of: datetime | None, faults: list
     stats = {"generation": newest + 1, "imported_from": str(members), "groups": groups.groups.num_rows}
     run.ledger.commit("groups", add=add, stats=stats, now=run.clock())
     return found
+
+
+def _without_erased(run: Run, members: pa.Table, faults: list[ImportFault]) -> pa.Table:
+    """The members that were not erased; the others are added to `faults`."""
+    erased = read_erased(run.root)
+    sides: list[Side] = ["item" if kind == "group_items" else "user" for kind in members.column("kind").to_pylist()]
+    ids = members.column("entity_id").to_pylist()
+    kept = [not erased.holds(side, entity) for side, entity in zip(sides, ids, strict=True)]
+    faults += [ImportFault(0, FaultReason.UNKNOWN_ID, ids[row]) for row, keep in enumerate(kept) if not keep]
+    return members.filter(pa.array(kept, pa.bool_()))
 
 
 def _is_stored(run: Run, groups: ImportedGroups, generation: int, as_of: datetime | None) -> bool:
@@ -177,8 +190,11 @@ def _store(run: Run, source: Path, accepted: Accepted, faults: Iterable[ImportFa
     add: dict[str, list[str | Path]] = {}
     if accepted.requests.num_rows:
         add["requests"] = [write_table(run.file("requests", "import"), accepted.requests).path]
+    erased = read_erased(run.root)
     rows = [
-        {
+        {"table": "knowledge", "source": str(source), "reason": str(Reason.ERASED), "row": NOTHING}
+        if erased.named_in(fault.detail)
+        else {
             "table": "knowledge",
             "source": str(source),
             "reason": str(fault.reason),

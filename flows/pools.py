@@ -43,7 +43,9 @@ def make_pool(run: Run, texts: pa.Table) -> RetrievalPool:
         pool = build_pool(texts, tokenizer, identity, run.config.pool)
         file = run.root / "pools" / f"{run.name}-{pool.digest[:8]}.pool"
         pool.save(file)
-        run.ledger.commit("pool", add={"pools": [file]}, stats=pool.stats(), now=run.clock())
+        # Not its groups: they go by attributes of items, and what the ledger says is never taken back.
+        stats = {name: value for name, value in pool.stats().items() if name != "groups"}
+        run.ledger.commit("pool", add={"pools": [file]}, stats=stats, now=run.clock())
         log.info("pool %s: %d texts, %d tokens", pool.digest, pool.texts, pool.tokens)
     return pool
 

@@ -12,20 +12,22 @@ from pydantic import BaseModel, Field
 from augment.scope import Scope
 from flows import asking, grouping, pools, stages
 from flows.config import load_config
-from flows.progress import stage_progress
-from flows.run import closing_run
+from flows.progress import StageProgress, stage_progress
+from flows.run import Run, closing_run
 from warehouse.errors import LorestreamError
 from warehouse.lock import writer_lock
 from warehouse.overlay import overlay
 
 
 class RefreshParams(BaseModel, frozen=True, extra="forbid"):
-    """What a refresh takes: the config file, settings laid over it, and how many users to treat (None: all)."""
+    """What a refresh takes: the config file, settings laid over it, how many users to treat (None: all), and how long
+    to wait for another writer."""
 
     config: Path = Path("lorestream.toml")
     # Dotted keys of the config file: {"engine.model": "/models/one"}.
     overrides: dict[str, Any] = {}
     limit_users: int | None = Field(None, ge=1)
+    wait_s: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     def scope(self) -> Scope:
         return Scope(limit_users=self.limit_users)
@@ -65,38 +67,51 @@ publish = stage_task(stages.publish)
 
 @flow(name="refresh", persist_result=False)
 def refresh(
-    config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None, limit_users: int | None = None
+    config: Path = Path("lorestream.toml"),
+    overrides: Mapping[str, Any] | None = None,
+    limit_users: int | None = None,
+    wait_s: float = 0.0,
 ) -> dict[str, object]:
     """What one run did (see `RunReport`). A run with nothing new makes no call and publishes no snapshot.
 
     The parameters are those of RefreshParams, flat, so that `prefect deployment run -p limit_users=500` reads well.
     """
-    return run_all(
-        RefreshParams(config=config, overrides=dict(overrides or {}), limit_users=limit_users), "lorestream run"
-    )
+    params = RefreshParams(config=config, overrides=dict(overrides or {}), limit_users=limit_users, wait_s=wait_s)
+    loaded = load_config(params.config, params.overrides)
+    with closing_run(loaded, params.scope()) as run, stage_progress() as progress:
+        with writer_lock(run.root, "lorestream run", params.wait_s):
+            take_in(run)
+            make_knowledge(run, progress)
+        return reported(run)
 
 
-def run_all(params: RefreshParams, owner: str) -> dict[str, object]:
-    """The stages in order under the writer lock; called from inside a flow."""
-    config = load_config(params.config, params.overrides)
-    with closing_run(config, params.scope()) as run, writer_lock(run.root, owner), stage_progress() as progress:
-        ingest(run)
-        partition(run)
-        form_groups(run)
-        asking.ask(run, progress, plan, choose_pool, call_engine)
-        encode(run, progress)
-        adapt(run)
-        publish(run)
-        create_markdown_artifact(run.report.as_markdown(), key="run-report", description=f"Run {run.name}")
-        return run.report.as_dict()
+def take_in(run: Run) -> None:
+    """What is new in the inputs, cut into partitions, and everybody in a group."""
+    ingest(run)
+    partition(run)
+    form_groups(run)
 
 
-def preview(params: RefreshParams) -> dict[str, object]:
-    """What a refresh or backfill would do: new events, partitions, and calls and tokens per kind. Writes nothing."""
+def make_knowledge(run: Run, progress: StageProgress) -> None:
+    """What is missing in the run's scope: asked, encoded, adapted, published."""
+    asking.ask(run, progress, plan, choose_pool, call_engine)
+    encode(run, progress)
+    adapt(run)
+    publish(run)
+
+
+def reported(run: Run) -> dict[str, object]:
+    """The run's report, which is also left as an artifact."""
+    create_markdown_artifact(run.report.as_markdown(), key="run-report", description=f"Run {run.report.run}")
+    return run.report.as_dict()
+
+
+def preview(params: RefreshParams, more: Callable[[Run], Mapping[str, object]] = lambda _run: {}) -> dict[str, object]:
+    """What a refresh would do: new events, partitions, calls and tokens per kind, and `more`. Writes nothing."""
     config = load_config(params.config, params.overrides)
     with overlay(config.root) as copy, closing_run(config, params.scope(), root=copy) as run:
         stages.ingest(run)
         stages.partition(run)
         grouping.form_groups(run)
         asking.plan(run)
-        return asking.forecast(run)
+        return {**asking.forecast(run), **more(run)}

@@ -57,7 +57,7 @@ class Run:
     ) -> None:
         self.config, self.root, self.scope, self.clock = config, root, scope or Scope(), clock
         self.engine: Engine = engine or _make_engine(config)
-        self.name = f"{clock():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self._first_name = self.name = f"{clock():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.report = RunReport(run=self.name, warehouse=str(root))
         self.ledger = Ledger(root)
 
@@ -84,6 +84,10 @@ class Run:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         return () if self.tokenizer is None else self.tokenizer.special_tokens
+
+    def turn_to(self, scope: Scope, part: str) -> None:
+        """Go on with another part of the warehouse, whose files are named after it as well."""
+        self.scope, self.name = scope, f"{self._first_name}-{part}"
 
     def file(self, table: str, suffix: str = "") -> Path:
         """Where this run writes its part of an internal table."""

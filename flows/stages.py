@@ -6,6 +6,7 @@ decide order and retries; nothing here knows Prefect.
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,6 +25,8 @@ from flows.report import RunReport
 from flows.run import Run
 from prompts.hygiene import find_template_token
 from warehouse.entities import ingest_items, ingest_users
+from warehouse.erase import erasures
+from warehouse.erased import read_erased
 from warehouse.inputs import IngestReport, ingest_behaviours
 from warehouse.manifest import publish as publish_tables
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
@@ -36,7 +39,8 @@ log = logging.getLogger("lorestream")
 def ingest(run: Run) -> None:
     """New rows of the inputs, checked and stored. Source files that have not changed are not read again."""
     inputs, base, now = run.config.inputs, run.config.base, run.clock()
-    limit = inputs.max_rejected_fraction
+    limit, erased = inputs.max_rejected_fraction, read_erased(run.root)
+    _note_unfinished_erasures(run)
     with run.timed("ingest"):
         # Items and users stay in memory until everything was checked, so that a refused input leaves nothing behind.
         items = ingest_items(
@@ -48,11 +52,12 @@ def ingest(run: Run) -> None:
             inputs.on_template_tokens,
             limit,
             run.sources_read("items"),
+            erased,
         )
         made = [items]
         if inputs.users is not None:
             known = read_table(run.ledger.files("users"), USER_VERSIONS)
-            made.append(ingest_users(inputs.users, base, known, now, limit, run.sources_read("users")))
+            made.append(ingest_users(inputs.users, base, known, now, limit, run.sources_read("users"), erased))
         events = ingest_behaviours(
             inputs.behaviours,
             base,
@@ -62,6 +67,7 @@ def ingest(run: Run) -> None:
             limit,
             run.sources_read("behaviours"),
             latest=inputs.latest_event(now),
+            erased=erased,
         )
         add = {"behaviours": _present(events.file), "unpartitioned": _present(events.file)}
         rejected = _present(events.rejected_file)
@@ -80,6 +86,15 @@ def ingest(run: Run) -> None:
                 now=now,
             )
     _count_ingest(run.report, reports)
+
+
+def _note_unfinished_erasures(run: Run) -> None:
+    """Say so where an erasure was interrupted: only who knows the id can complete it."""
+    begun = [str(one["started_at"]) for one in erasures(run.root) if one["finished_at"] is None]
+    if begun:
+        run.report.notes.append(
+            f"an erasure begun at {begun[0]} was interrupted; give the same `lorestream erase` again to complete it"
+        )
 
 
 def _count_ingest(report: RunReport, reports: Sequence[IngestReport]) -> None:
@@ -132,7 +147,9 @@ def encode(run: Run, progress: StageProgress) -> None:
             f"{run.name}-{secrets.token_hex(2)}",
             lambda done, total, rate: progress.update("encode", done, total, rate, "texts"),
         )
-    run.report.texts_encoded, run.report.texts_per_s = made.texts, made.texts_per_s
+    if made.texts:
+        run.report.texts_encoded += made.texts
+        run.report.texts_per_s = made.texts_per_s
 
 
 def adapt(run: Run) -> None:
@@ -199,12 +216,20 @@ def publish(run: Run) -> None:
     replace = current.lineage.get("adapter_version") != adapter.meta.version
     published = {} if replace else {table: current.files(run.root, table) for table in FEATURES}
     with run.timed("publish"):
-        rows = missing_rows(stored, adapter, published, now)
-        counts = {table: added.num_rows for table, added in rows.items() if added.num_rows}
-        if not counts:
-            return
-        snapshot = publish_tables(run.root, rows, replace=replace, now=now, lineage=_lineage(run, stored, adapter))
-    run.report.rows_by_table, run.report.rows_published = counts, sum(counts.values())
+        snapshot = publish_tables(
+            run.root,
+            missing_rows(stored, adapter, published, now),
+            replace=replace,
+            now=now,
+            lineage=_lineage(run, stored, adapter),
+            checks=run.config.checks,
+            keep=run.config.snapshots.keep,
+        )
+    if snapshot.snapshot_id == current.snapshot_id:
+        return
+    counts = {table: stats["rows_added"] for table, stats in snapshot.stats.items() if stats["rows_added"]}
+    run.report.rows_by_table = dict(Counter(run.report.rows_by_table) + Counter(counts))
+    run.report.rows_published += sum(counts.values())
     run.report.snapshot = snapshot.snapshot_id
 
 

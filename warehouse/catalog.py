@@ -10,14 +10,14 @@ Everything stands in the schema `lorestream`, and again in `main`, so that `ATTA
 DuckDB resolves relative ones against the reader's working folder. A moved warehouse needs `rebuild(root)` once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from warehouse.clock import ENTITY, Clock, newest, reigning_rows, visible_us
-from warehouse.schemas import FEATURES
+from warehouse.schemas import FEATURES, FEATURES_CONTRACT
 from warehouse.snapshot import Snapshot, read_manifest
 from warehouse.sql import quote
 from warehouse.store import replacing
@@ -58,7 +58,7 @@ def rebuild(root: Path) -> Path:
 def _statements(root: Path, snapshot: Snapshot | None) -> Iterator[str]:
     """SQL that defines all views and macros. Macros read the files themselves: unlike a view's, their names are
     looked up in the reader's database, where ours may be attached under any name."""
-    sources = {table: _source(table, [] if snapshot is None else snapshot.files(root, table)) for table in FEATURES}
+    sources = {table: _source(root, table, snapshot) for table in FEATURES}
     for schema in SCHEMAS:
         yield f"CREATE SCHEMA IF NOT EXISTS {schema}"
         snapshot_id = "NULL" if snapshot is None else quote(snapshot.snapshot_id)
@@ -77,12 +77,18 @@ def _statements(root: Path, snapshot: Snapshot | None) -> Iterator[str]:
             yield from _macros(schema, sources, clock, suffix)
 
 
-def _source(table: str, files: Sequence[Path]) -> str:
+def _source(root: Path, table: str, snapshot: Snapshot | None) -> str:
     """SQL for the rows of `table`; without files, an empty relation of its columns."""
-    if files:
-        return f"read_parquet([{', '.join(quote(str(file)) for file in files)}])"
     columns = ", ".join(f"NULL::{_SQL_TYPES[field.type]} AS {field.name}" for field in FEATURES[table])
-    return f"(SELECT {columns} WHERE false)"
+    empty = f"(SELECT {columns} WHERE false)"
+    files = [] if snapshot is None else snapshot.files(root, table)
+    if snapshot is None or not files:
+        return empty
+    listing = ", ".join(quote(str(file)) for file in files)
+    if all(ref.contract == FEATURES_CONTRACT for ref in snapshot.tables[table]):
+        return f"read_parquet([{listing}])"
+    # Only here, as DuckDB then opens every file whatever is asked.
+    return f"(FROM {empty} UNION ALL BY NAME FROM read_parquet([{listing}], union_by_name = true))"
 
 
 def _asof(source: str, entity: str, clock: Clock) -> str:

@@ -11,9 +11,11 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 
+from warehouse.erased import Erased, Side
 from warehouse.errors import InputError, TooManyRejected, WrongType
 from warehouse.inputs import (
     INTEGERS,
+    NOTHING,
     REJECTED,
     IngestReport,
     Reason,
@@ -110,14 +112,15 @@ class _Tally:
         reasons: dict[str, int] = {}
         for row in self.rejected:
             reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-        if len(self.rejected) > max_rejected_fraction * self.read:
+        broken = {reason: count for reason, count in reasons.items() if reason != Reason.ERASED}
+        if sum(broken.values()) > max_rejected_fraction * self.read:
             available = source.columns.get("available_at", "available_at")
             raise TooManyRejected(
                 self.table,
-                len(self.rejected),
+                sum(broken.values()),
                 self.read,
                 max_rejected_fraction,
-                reasons,
+                broken,
                 # From the last to the first: the first row of a reason stays.
                 {row["reason"]: example(row["row"], available) for row in reversed(self.rejected)},
                 advice(source, self.table, reasons),
@@ -145,19 +148,21 @@ def ingest_items(
     on_template_tokens: Literal["refuse", "strip"] = "refuse",
     max_rejected_fraction: float = 0.05,
     skip: Collection[SourceFile] = (),
+    erased: Erased | None = None,
 ) -> EntityIngest:
     """The versions of items that `source` adds to `known` (ITEM_VERSIONS, or None); nothing is written.
 
     An item's first version holds from `available_at`, or always; a later one from now at the earliest, because the
     catalogue does not say when the change happened. A row that repeats an item of the same read is counted where it is
-    equal, and rejected where it differs. A changed `available_at` alone makes no version.
+    equal, and rejected where it differs. A changed `available_at` alone makes no version. Of an `erased` item nothing
+    is kept but that there was one.
 
     `find_template_token` returns the first chat-template token of a text, or None; only new versions are searched.
     Raises TemplateTokenInItem (with "refuse"), MissingColumn, WrongType, TooManyRejected or InputError.
     """
     tally = _Tally("items")
     versions: list[dict[str, object]] = []
-    rows = _rows(source, base, tally, skip, "item_id", "title")
+    rows = _rows(source, base, tally, skip, "item_id", "title", erased or Erased())
     for change in _changes(rows, tally, _latest(known, "item_id", ["valid_from", "created_at"])):
         row = change.row
         found = _template_token(row, find_template_token)
@@ -185,13 +190,15 @@ def ingest_users(
     now: datetime,
     max_rejected_fraction: float = 0.05,
     skip: Collection[SourceFile] = (),
+    erased: Erased | None = None,
 ) -> EntityIngest:
     """The versions of users that `source` adds to `known` (USER_VERSIONS, or None); nothing is written.
 
-    Repeated users are treated like repeated items. Raises MissingColumn, WrongType, TooManyRejected or InputError.
+    Repeated and erased users are treated like such items. Raises MissingColumn, WrongType, TooManyRejected or
+    InputError.
     """
     tally = _Tally("users")
-    rows = _rows(source, base, tally, skip, "user_id", None)
+    rows = _rows(source, base, tally, skip, "user_id", None, erased or Erased())
     versions = [
         {
             "user_id": change.entity_id,
@@ -257,20 +264,30 @@ def _template_token(row: _Row, find: Callable[[str], str | None]) -> tuple[str, 
 
 
 def _rows(
-    source: SourceConfig, base: Path, tally: _Tally, skip: Collection[SourceFile], key: str, title: str | None
+    source: SourceConfig,
+    base: Path,
+    tally: _Tally,
+    skip: Collection[SourceFile],
+    key: str,
+    title: str | None,
+    erased: Erased,
 ) -> Iterator[tuple[Part, _Row]]:
-    """Every row of `source`, converted; lines that do not parse go straight to the tally."""
+    """Every row of `source`, converted; lines that do not parse, and who was erased, go straight to the tally."""
     table = tally.table
+    side: Side = "item" if title else "user"
     names = [name for name in (key, title, "available_at" if title else None) if name]
     expected = [*(source.columns.get(name, name) for name in names), *source.columns.values()]
     with scratch_database() as con:
         for part in parts(con, source, base, expected, skip):
             for row in _part_rows(con, part, source, table, key, title):
                 tally.read += 1
-                yield part, row
-            for line in unparseable(con, part):
+                if row.entity_id is not None and erased.holds(side, row.entity_id):
+                    tally.reject(part, Reason.ERASED, NOTHING)
+                else:
+                    yield part, row
+            for reason, line in unparseable(con, part, erased):
                 tally.read += 1
-                tally.reject(part, Reason.UNPARSEABLE_ROW, line)
+                tally.reject(part, reason, line)
             check_unchanged(part, source)
             tally.files += part.files
 

@@ -109,5 +109,6 @@ class WriterBusy(LorestreamError):
         self.path, self.owner, self.host, self.pid, self.since = path, owner, host, pid, since
         super().__init__(
             f"The warehouse {path} is being written by {owner} (pid {pid} on {host}, since {since}). "
-            "Wait for it to end, or stop that process; readers are not affected."
+            "Wait for it to end (`run`, `backfill` and `erase` take --wait), or stop that process; readers are not "
+            "affected."
         )

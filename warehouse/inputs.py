@@ -15,6 +15,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from warehouse.erased import Erased
 from warehouse.errors import TooManyRejected, WrongType
 from warehouse.schemas import ALWAYS, BEHAVIOURS, DEFAULT_ACTION, TIMESTAMP
 from warehouse.sources import (
@@ -49,10 +50,12 @@ class Reason(StrEnum):
     MISSING_TITLE = "missing_title"
     DUPLICATE_ID = "duplicate_id"
     UNPARSEABLE_ROW = "unparseable_row"
+    # Breaks no contract: its user or item was erased. Nothing of the row is kept, and no limit counts it.
+    ERASED = "erased"
 
 
 # `row` is a JSON object of the contract's columns as they stand in the source, as text; or of `line`, `text` and
-# `error` for a line of CSV that does not parse.
+# `error` for a line of CSV that does not parse; or empty, where what it says was erased.
 REJECTED = pa.schema(
     [
         pa.field("table", pa.string(), nullable=False),
@@ -99,6 +102,8 @@ _BEYOND_US = 10**16
 # In the connection's own catalogue, whatever database a source made current.
 _STAGED = "lorestream_scratch.main.staged"
 _FRESH = "lorestream_scratch.main.fresh"
+_ERASED = "lorestream_scratch.main.erased"
+NOTHING = "{}"
 _ROWS_PER_BATCH = 500_000
 _EXAMPLE_CHARS = 80
 
@@ -209,13 +214,15 @@ def ingest_behaviours(
     memory_limit: str = "2GB",
     threads: int | None = None,
     latest: datetime | None = None,
+    erased: Erased | None = None,
 ) -> IngestReport:
     """What became of the rows of `source`; new ones stand in `out_file` (BEHAVIOURS, in order of arrival) afterwards.
 
     Arrival is the order of files by path, then of rows. A row is new when no row of this read before it and none in
     `known` (Parquet files of accepted behaviours) equals it in all five columns. Rows that break the contract, or lie
-    after `latest` (None: the end of time), stand in `rejected_file` (REJECTED). A file is written whole or not at all,
-    and not at all when it would be empty. DuckDB works out of core within `memory_limit`.
+    after `latest` (None: the end of time), stand in `rejected_file` (REJECTED); of those about somebody `erased` only
+    that there was one. A file is written whole or not at all, and not at all when it would be empty. DuckDB works out
+    of core within `memory_limit`.
 
     Raises MissingColumn, WrongType, TooManyRejected or InputError, and writes nothing then.
     """
@@ -224,11 +231,13 @@ def ingest_behaviours(
             f"CREATE TABLE {_STAGED} (user_id VARCHAR, item_id VARCHAR, ts BIGINT, value FLOAT, action VARCHAR, "
             "reason VARCHAR, source VARCHAR, row VARCHAR)"
         )
+        erased = erased or Erased()
+        erased.register(con, _ERASED)
         files: list[SourceFile] = []
         ignored: dict[str, None] = {}
         expected = [source.columns.get(name, name) for name in BEHAVIOURS.names]
         for part in parts(con, source, base, expected, skip):
-            ignored |= dict.fromkeys(_stage(con, part, source, latest))
+            ignored |= dict.fromkeys(_stage(con, part, source, latest, erased))
             check_unchanged(part, source)
             files += part.files
 
@@ -238,14 +247,15 @@ def ingest_behaviours(
             ).fetchall()
         )
         read, rejected = _count(con, _STAGED), sum(reasons.values())
-        if rejected > max_rejected_fraction * read:
+        broken = {reason: count for reason, count in reasons.items() if reason != Reason.ERASED}
+        if sum(broken.values()) > max_rejected_fraction * read:
             _explain_text(con, source, read, reasons)
             raise TooManyRejected(
                 "behaviours",
-                rejected,
+                sum(broken.values()),
                 read,
                 max_rejected_fraction,
-                reasons,
+                broken,
                 _examples(con, source),
                 advice(source, "behaviours", reasons),
             )
@@ -276,7 +286,9 @@ def ingest_behaviours(
     )
 
 
-def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig, latest: datetime | None) -> list[str]:
+def _stage(
+    con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig, latest: datetime | None, erased: Erased
+) -> list[str]:
     """Puts every row of `part` into the staging table, checked and with a reason where it fails.
 
     What comes back are the columns nobody asked for. Each insert keeps the order of its rows, so `rowid` is arrival.
@@ -294,8 +306,11 @@ def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig, lat
         "value": "1.0::FLOAT" if value is None else _value_sql(part, value),
         "action": quote(DEFAULT_ACTION) if action is None else _action_sql(part, action),
     }
+    # Before any other reason: those keep the row.
     reason = (
-        f"CASE WHEN _cells.user_id IS NULL OR _cells.item_id IS NULL THEN {quote(Reason.MISSING_ID)} "
+        f"CASE WHEN {erased.sql('user', '_cells.user_id', _ERASED)} OR {erased.sql('item', '_cells.item_id', _ERASED)} "
+        f"THEN {quote(Reason.ERASED)} "
+        f"WHEN _cells.user_id IS NULL OR _cells.item_id IS NULL THEN {quote(Reason.MISSING_ID)} "
         f"WHEN _cells.ts IS NULL THEN {quote(Reason.BAD_TIMESTAMP)} "
         f"WHEN NOT {in_range_sql('_cells.ts')} THEN {quote(Reason.TIMESTAMP_OUT_OF_RANGE)} "
         f"WHEN _cells.ts > {_LAST_US if latest is None else _micros(latest)} THEN {quote(Reason.TIMESTAMP_IN_FUTURE)} "
@@ -306,13 +321,12 @@ def _stage(con: duckdb.DuckDBPyConnection, part: Part, source: SourceConfig, lat
         con.execute(
             f"INSERT INTO {_STAGED} SELECT _cells.user_id, _cells.item_id, _cells.ts, _cells.value, _cells.action, "
             f"_reason, CASE WHEN _reason IS NOT NULL THEN {quote(part.name)} END, "
-            f"CASE WHEN _reason IS NOT NULL THEN {row_json_sql(used)} END FROM (SELECT *, {reason} AS _reason "
+            f"CASE WHEN _reason = {quote(Reason.ERASED)} THEN {quote(NOTHING)} "
+            f"WHEN _reason IS NOT NULL THEN {row_json_sql(used)} END FROM (SELECT *, {reason} AS _reason "
             f"FROM (SELECT {{{struct}}} AS _cells, {_listed(used)} FROM {part.relation}))"
         )
-    for row in unparseable(con, part):
-        con.execute(
-            f"INSERT INTO {_STAGED} (reason, source, row) VALUES (?, ?, ?)", [Reason.UNPARSEABLE_ROW, part.name, row]
-        )
+    for reason, row in unparseable(con, part, erased):
+        con.execute(f"INSERT INTO {_STAGED} (reason, source, row) VALUES (?, ?, ?)", [reason, part.name, row])
     return [column for column in part.columns if column not in used]
 
 
@@ -339,10 +353,16 @@ def _listed(columns: Iterable[str]) -> str:
     return ", ".join(identifier(column) for column in columns)
 
 
-def unparseable(con: duckdb.DuckDBPyConnection, part: Part) -> list[str]:
-    """The `row` of a rejected line for every line of a CSV part that does not parse."""
+def unparseable(con: duckdb.DuckDBPyConnection, part: Part, erased: Erased) -> list[tuple[Reason, str]]:
+    """`reason` and `row` of a rejected line for every line of a CSV part that does not parse."""
     return [
-        orjson.dumps({"line": bad.line, "text": bad.text, "error": bad.error}).decode() for bad in bad_lines(con, part)
+        (Reason.ERASED, NOTHING)
+        if erased.named_in(bad.text)
+        else (
+            Reason.UNPARSEABLE_ROW,
+            orjson.dumps({"line": bad.line, "text": bad.text, "error": bad.error}).decode(),
+        )
+        for bad in bad_lines(con, part)
     ]
 
 

@@ -1,7 +1,7 @@
 """Identities: digests of canonical bytes, made here and nowhere else. Golden tests pin them."""
 
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from zlib import crc32
 
 import orjson
@@ -51,6 +51,11 @@ def texts_digest(parts: Iterable[str]) -> str:
 def item_digest(title: str, attributes: Mapping[str, object]) -> str:
     """Identity of one version of an item: its title and attributes, absent and null attributes alike."""
     return digest({"title": title, "attributes": {k: v for k, v in attributes.items() if v is not None}})
+
+
+def erased_digest(salt: str, side: str, entity_id: str) -> str:
+    """64 hex digits naming an erased `user` or `item` to whoever knows its id. SHA-256, which DuckDB computes, too."""
+    return sha256(f"{salt}{side}:{entity_id}".encode()).hexdigest()
 
 
 def bucket_of(user_id: str, buckets: int) -> int:

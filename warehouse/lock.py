@@ -8,6 +8,7 @@ are fine); should it fail there, the ledger's exclusive commits still let only o
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,38 +23,28 @@ from warehouse.store import remove_temporary
 log = getLogger(__name__)
 
 LOCK_NAME = "lorestream.lock"
+# Held by the writer that is next, while it waits; by nobody where nobody waits.
+TURN_NAME = "lorestream.turn"
+
+_POLL_S = 0.1
 
 _held: set[int] = set()
 _closing_in_children = False
 
 
 @contextmanager
-def writer_lock(root: Path, owner: str) -> Iterator[None]:
+def writer_lock(root: Path, owner: str, wait_s: float = 0.0, *, clean: bool = True) -> Iterator[None]:
     """Hold the warehouse `root` for the block, as `owner` (what to call this writer in another's error message).
 
-    What killed writers left half-written is removed first. Raises WriterBusy at once when another writer holds the
-    lock, in this process or any other, and UsageError where this user may not write.
+    What killed writers left half-written is removed first, unless `clean` is false. Writers that wait for the lock get
+    it in turn, so one that gives it back between two steps of its work, and waits for it again, lets the others in.
+
+    Raises WriterBusy when another writer, in this process or any other, holds the lock or is waiting for it, and still
+    does after `wait_s` seconds; UsageError where this user may not write.
     """
+    descriptor = _open(root, LOCK_NAME)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UsageError(
-            f"The warehouse {root} cannot be written: {error.strerror} ({error.filename}). "
-            "Run as a user who may write there, or name another folder as `warehouse` in the configuration."
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            raise WriterBusy(
-                str(root),
-                str(holder.get("owner", "another process")),
-                str(holder.get("host", "an unknown host")),
-                int(str(holder.get("pid", 0))),
-                str(holder.get("since", "just now")),
-            ) from None
+        _take_in_turn(root, descriptor, wait_s)
         stale = _holder(descriptor)
         if stale:
             log.warning(
@@ -64,7 +55,7 @@ def writer_lock(root: Path, owner: str) -> Iterator[None]:
         _write(descriptor, owner)
         _close_in_children(descriptor)
         try:
-            for leftover in remove_temporary(root):
+            for leftover in remove_temporary(root) if clean else ():
                 log.info("removed %s, left half-written by a killed writer", leftover)
             yield
         finally:
@@ -73,6 +64,57 @@ def writer_lock(root: Path, owner: str) -> Iterator[None]:
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def _open(root: Path, name: str) -> int:
+    """A descriptor of a file to lock, which is made where it is missing."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return os.open(root / name, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"The warehouse {root} cannot be written: {error.strerror} ({error.filename}). "
+            "Run as a user who may write there, or name another folder as `warehouse` in the configuration."
+        ) from error
+
+
+def _take_in_turn(root: Path, descriptor: int, wait_s: float) -> None:
+    """Lock `descriptor`, once all have had it who were waiting before. Raises WriterBusy after `wait_s` seconds."""
+    until = time.monotonic() + wait_s
+    turn = _open(root, TURN_NAME)
+    said = False
+    try:
+        # Whoever waits longest holds the turn; the others wait for that.
+        for wanted in (turn, descriptor):
+            while not _locked(wanted):
+                busy = _busy(root, descriptor)
+                if time.monotonic() >= until:
+                    raise busy
+                if not said:
+                    log.info("waiting up to %.0f s for %s (pid %s)", wait_s, busy.owner, busy.pid)
+                    said = True
+                time.sleep(_POLL_S)
+    finally:
+        os.close(turn)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy(root: Path, descriptor: int) -> WriterBusy:
+    holder = _holder(descriptor)
+    return WriterBusy(
+        str(root),
+        str(holder.get("owner", "another process")),
+        str(holder.get("host", "an unknown host")),
+        int(str(holder.get("pid", 0))),
+        str(holder.get("since", "just now")),
+    )
 
 
 def _holder(descriptor: int) -> dict[str, object]:

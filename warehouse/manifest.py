@@ -3,88 +3,108 @@
 Callers hold the writer lock. Nothing that fails here moves the pointer, and readers see the old snapshot or the new.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from warehouse import catalog
-from warehouse.errors import LorestreamError
-from warehouse.keys import canonical_json
-from warehouse.schemas import FEATURES, Rung
-from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, manifest_json, read_manifest, require_public
-from warehouse.store import ROW_GROUP_ROWS, write_json, write_table
+from warehouse.fitness import ChecksConfig, Examined, UnfitFeatures, check_whole, rung_counts, visible_rows
+from warehouse.keys import digest
+from warehouse.retention import relist, retire
+from warehouse.schemas import FEATURES, FEATURES_CONTRACT, Rung
+from warehouse.snapshot import Manifest, Snapshot, read_manifest, require_public, write_manifest
+from warehouse.store import FileRef, TableWriter
 
-
-class UnfitFeatures(LorestreamError):
-    """Rows that were about to be published break the contract of a public table."""
-
-    def __init__(self, table: str, problem: str) -> None:
-        self.table, self.problem = table, problem
-        super().__init__(f"`{table}` was not published: {problem} The current snapshot stays as it was.")
+__all__ = ["UnfitFeatures", "publish", "publish_files", "rollback", "snapshots"]
 
 
 def publish(
-    root: Path, add: Mapping[str, pa.Table], *, replace: bool, now: datetime, lineage: Mapping[str, object]
+    root: Path,
+    add: Mapping[str, pa.Table | Iterable[pa.Table]],
+    *,
+    replace: bool,
+    now: datetime,
+    lineage: Mapping[str, object],
+    checks: ChecksConfig | None = None,
+    keep: int | None = None,
 ) -> Snapshot:
     """The snapshot that is current afterwards, with the rows of `add` in it and the catalogue rebuilt.
 
-    `add` maps table names to rows with the columns of `schemas.FEATURES`; `snapshot_id` may be absent and is filled in.
-    With `replace` the named tables hold exactly these rows, otherwise they gain them; tables not named keep theirs.
-    With nothing to add the current snapshot is returned as it is (the first call publishes an empty one).
-    Raises UnfitFeatures, before anything moves, when rows break the contract.
+    `add` maps table names to rows with the columns of `schemas.FEATURES`, or to an iterable of such tables, an entity
+    never split between them; `snapshot_id` may be absent and is filled in. With `replace` the named tables hold exactly
+    these rows, otherwise they gain them; tables not named keep theirs. With nothing to add the current snapshot is
+    returned as it is (the first call publishes an empty one). With `keep` all but that many snapshots are retired.
+    Raises UnfitFeatures, before anything moves, when rows break the contract or fail `checks`.
     """
     assert now.tzinfo is not None, "times are in UTC"
     require_public(add)
     manifest = read_manifest(root)
     parent = manifest.current_snapshot()
-    named = {table: _conform(table, rows) for table, rows in add.items() if replace or rows.num_rows}
-    if parent is not None and not named:
-        catalog.rebuild(root)
-        return parent
-
     number = 1 + max((int(snapshot.snapshot_id[:8]) for snapshot in manifest.snapshots), default=0)
-    snapshot_id = f"{number:08d}-{_content_digest(named, lineage)}"
-    tables = {table: () if parent is None else parent.tables[table] for table in FEATURES}
-    dims = {table: 0 if parent is None else parent.augment_dim(table) for table in FEATURES}
-    for table, rows in named.items():
-        kept = () if replace else tables[table]
-        dims[table] = _checked_dim(table, rows, dims[table] if kept else 0)
-        if rows.num_rows:
-            rows = rows.append_column(
-                FEATURES[table].field("snapshot_id"), pa.repeat(pa.scalar(snapshot_id), rows.num_rows)
-            )
-            ref = write_table(root / "features" / table / f"{snapshot_id}.parquet", rows)
-            kept = (*kept, with_changes(ref, path=Path(ref.path).relative_to(root).as_posix()))
-        tables[table] = kept
-
+    made_of = [None if parent is None else parent.snapshot_id, now.isoformat(), dict(lineage)]
+    snapshot_id = f"{number:08d}-{digest(made_of)[:8]}"
+    added: dict[str, _Added] = {}
+    try:
+        for table, rows in add.items():
+            dim = 0 if parent is None or replace else parent.augment_dim(table)
+            pieces = [rows] if isinstance(rows, pa.Table) else rows
+            added[table] = _write(root, snapshot_id, pieces, Examined(table, dim, checks))
+        # To replace no rows by none changes nothing either.
+        emptied = set() if parent is None or not replace else {table for table in added if parent.tables[table]}
+        named = {table: new for table, new in added.items() if new.file is not None or table in emptied}
+        if parent is not None and not named:
+            catalog.rebuild(root)
+            return parent
+        tables, stats = _tables(root, parent, named, replace, checks)
+    except UnfitFeatures:
+        for new in added.values():
+            if new.file is not None:
+                (root / new.file.path).unlink()
+        raise
     snapshot = Snapshot(
         snapshot_id=snapshot_id,
         created_at=now,
         parent=None if parent is None else parent.snapshot_id,
         tables=tables,
-        stats={
-            table: {
-                "rows": sum(ref.rows for ref in tables[table]),
-                "rows_added": named[table].num_rows if table in named else 0,
-                "augment_dim": dims[table],
-            }
-            for table in FEATURES
-        },
+        stats=stats,
         lineage=dict(lineage),
     )
-    write_json(root / MANIFEST_PATH, manifest_json(Manifest(snapshot_id, (*manifest.snapshots, snapshot))))
-    catalog.rebuild(root)
+    _make_current(root, manifest, snapshot, keep)
+    return snapshot
+
+
+def publish_files(
+    root: Path, tables: Mapping[str, tuple[FileRef, ...]], *, now: datetime, keep: int | None
+) -> Snapshot:
+    """A new current snapshot that holds the same rows in other files (`warehouse.compaction`); paths are relative."""
+    manifest = read_manifest(root)
+    parent = manifest.current_snapshot()
+    assert parent is not None, "there are no rows before a first publication"
+    for table, files in tables.items():
+        assert sum(f.rows for f in files) == sum(f.rows for f in parent.tables[table]), f"{table} lost rows"
+    number = 1 + max(int(snapshot.snapshot_id[:8]) for snapshot in manifest.snapshots)
+    # What made the rows stays in the lineage: the next run asks it whether they are still of its adapter.
+    lineage = {**parent.lineage, "compacted_from": parent.snapshot_id}
+    snapshot = Snapshot(
+        snapshot_id=f"{number:08d}-{digest([parent.snapshot_id, now.isoformat(), lineage])[:8]}",
+        created_at=now,
+        parent=parent.snapshot_id,
+        tables={**parent.tables, **tables},
+        stats={table: {**stats, "rows_added": 0} for table, stats in parent.stats.items()},
+        lineage=lineage,
+    )
+    _make_current(root, manifest, snapshot, keep)
     return snapshot
 
 
 def snapshots(root: Path) -> list[Snapshot]:
-    """All snapshots of the warehouse `root`, oldest first."""
-    return list(read_manifest(root).snapshots)
+    """All snapshots of the warehouse `root` that are not retired, oldest first."""
+    return list(read_manifest(root).listed)
 
 
 def rollback(root: Path, snapshot_id: str) -> Snapshot:
@@ -96,73 +116,67 @@ def rollback(root: Path, snapshot_id: str) -> Snapshot:
     snapshot = manifest.get(snapshot_id)
     for table in FEATURES:
         snapshot.files(root, table)
-    write_json(root / MANIFEST_PATH, manifest_json(with_changes(manifest, current=snapshot_id)))
+    write_manifest(root, with_changes(relist(manifest, snapshot_id), current=snapshot_id))
     catalog.rebuild(root)
     return snapshot
 
 
-def _conform(table: str, rows: pa.Table) -> pa.Table:
-    """`rows` in the contract's columns less `snapshot_id`, sorted by entity and time so that readers can skip."""
-    schema = FEATURES[table]
-    wanted = schema.remove(schema.get_field_index("snapshot_id"))
-    if "snapshot_id" in rows.column_names:
-        rows = rows.drop_columns(["snapshot_id"])
-    if rows.column_names != wanted.names:
-        raise UnfitFeatures(table, f"it has the columns {rows.column_names}, the contract says {wanted.names}.")
-    for field in wanted:
-        found = rows.schema.field(field.name).type
-        if not found.equals(field.type):
-            raise UnfitFeatures(table, f"column `{field.name}` is {found}, the contract says {field.type}.")
-        if not field.nullable and rows[field.name].null_count:
-            raise UnfitFeatures(table, f"column `{field.name}` has {rows[field.name].null_count} nulls.")
-    order = [(name, "ascending") for name in (wanted.names[0], "valid_from", "created_at")]
-    return rows.sort_by(order).cast(wanted)
+@dataclass(frozen=True)
+class _Added:
+    """What a publication wrote of one table: a file (relative to the warehouse) unless there were no rows."""
+
+    file: FileRef | None
+    examined: Examined
 
 
-def _checked_dim(table: str, rows: pa.Table, published: int) -> int:
-    """The one length of all augment vectors, which must be `published` unless that is 0 (nothing published yet)."""
-    if not rows.num_rows:
-        return published
-
-    def reject(bad: pa.ChunkedArray | pa.Array, problem: str) -> None:
-        first = pc.index(bad, True).as_py()
-        if first >= 0:
-            entity = rows.column_names[0]
-            raise UnfitFeatures(table, f"{problem} (first at {entity} {rows[entity][first].as_py()!r}).")
-
-    augment, dims, rungs = rows["augment"], rows["augment_dim"], rows["rung"]
-    known = pc.is_in(rungs, value_set=pa.array([str(rung) for rung in Rung]))
-    reject(pc.invert(known), f"`rung` must be one of {', '.join(Rung)}")
-    reject(
-        pc.not_equal(pc.is_null(augment), pc.equal(rungs, str(Rung.NONE))),
-        "`augment` must be null where `rung` is `none`, and only there",
-    )
-    reject(
-        pc.fill_null(pc.not_equal(pc.list_value_length(augment), dims), False),
-        "`augment` has another length than `augment_dim` says",
-    )
-    reject(_with_unfit_number(augment), "`augment` holds a number that is null, NaN or infinite")
-    distinct = sorted({*pc.unique(dims).to_pylist(), *([published] if published else [])})
-    if len(distinct) > 1:
-        raise UnfitFeatures(
-            table, f"its vectors have lengths {distinct}, one snapshot holds one. Publish all rows with `replace`."
-        )
-    return int(distinct[0])
+def _write(root: Path, snapshot_id: str, pieces: Iterable[pa.Table], examined: Examined) -> _Added:
+    """The rows of `pieces`, examined and written one piece after the other."""
+    schema = FEATURES[examined.table]
+    filled = (examined.take(piece) for piece in pieces)
+    first = next((piece for piece in filled if piece.num_rows), None)
+    if first is None:
+        return _Added(None, examined)
+    with TableWriter(root / "features" / examined.table / f"{snapshot_id}.parquet", schema) as writer:
+        piece: pa.Table | None = first
+        while piece is not None:
+            if piece.num_rows:
+                ids = pa.repeat(pa.scalar(snapshot_id), piece.num_rows)
+                writer.write(piece.append_column(schema.field("snapshot_id"), ids))
+            piece = next(filled, None)
+    assert writer.ref is not None
+    path = Path(writer.ref.path).relative_to(root).as_posix()
+    return _Added(with_changes(writer.ref, path=path, contract=FEATURES_CONTRACT), examined)
 
 
-def _with_unfit_number(augment: pa.ChunkedArray) -> pa.Array:
-    """True for each row of `augment` [list<float>] with an element that is null or not finite."""
-    vectors = augment.combine_chunks()
-    unfit = pc.invert(pc.fill_null(pc.is_finite(pc.list_flatten(vectors)), False))
-    rows = pc.unique(pc.filter(pc.list_parent_indices(vectors), unfit))
-    return pc.is_in(pa.array(range(len(vectors)), pa.int64()), value_set=rows)
+def _tables(
+    root: Path, parent: Snapshot | None, added: Mapping[str, _Added], replace: bool, checks: ChecksConfig | None
+) -> tuple[dict[str, tuple[FileRef, ...]], dict[str, dict[str, int]]]:
+    """Files and counts per table of the snapshot that follows `parent`. Raises UnfitFeatures."""
+    tables, stats = {}, {}
+    for table in FEATURES:
+        new = added.get(table)
+        kept = parent is not None and not (replace and new is not None)
+        files = parent.tables[table] if parent is not None and kept else ()
+        rungs: Counter[str] = rung_counts(root, parent, table) if parent is not None and kept else Counter()
+        if new is not None:
+            files = files if new.file is None else (*files, new.file)
+            rungs += new.examined.rungs
+            if checks is not None:
+                before = visible_rows(root, parent, table) if parent is not None and replace else 0
+                check_whole(new.examined, rungs, before, checks)
+        tables[table] = files
+        dim = parent.augment_dim(table) if new is None and parent is not None else 0
+        stats[table] = {
+            "rows": sum(ref.rows for ref in files),
+            "rows_added": 0 if new is None else new.examined.rows,
+            "augment_dim": dim if new is None else new.examined.dim,
+            **{str(rung): rungs[rung] for rung in Rung},
+        }
+    return tables, stats
 
 
-def _content_digest(tables: Mapping[str, pa.Table], lineage: Mapping[str, object]) -> str:
-    """Eight hex digits of what is being published, rows and lineage alike."""
-    hasher = blake2b(canonical_json(lineage), digest_size=4)
-    for table in sorted(tables):
-        hasher.update(table.encode())
-        for batch in tables[table].combine_chunks().to_batches(max_chunksize=ROW_GROUP_ROWS):
-            hasher.update(batch.serialize())
-    return hasher.hexdigest()
+def _make_current(root: Path, manifest: Manifest, snapshot: Snapshot, keep: int | None) -> None:
+    """Publish `snapshot`: after this call readers see it, or, killed at any moment, the one before."""
+    grown = with_changes(manifest, current=snapshot.snapshot_id, snapshots=(*manifest.snapshots, snapshot))
+    write_manifest(root, grown if keep is None else retire(grown, keep, snapshot.created_at))
+    catalog.rebuild(root)

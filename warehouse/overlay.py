@@ -11,7 +11,7 @@ from warehouse.errors import LorestreamError
 
 # The only parts that are ever replaced in place; everything else is immutable and may be linked.
 _MUTABLE = {"manifest.json", "features.duckdb"}
-_SKIPPED = {"lorestream.lock"}
+_SKIPPED = {"lorestream.lock", "lorestream.turn"}
 
 
 @contextmanager

@@ -54,8 +54,8 @@ class Warehouse:
         return self.snapshot.snapshot_id
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots there were when the warehouse was opened, oldest first."""
-        return list(self.manifest.snapshots)
+        """All snapshots there were when the warehouse was opened, oldest first; retired ones are left out."""
+        return list(self.manifest.listed)
 
     def join(
         self,
@@ -111,7 +111,8 @@ class Warehouse:
         for column in columns or ():
             if column not in FEATURES[name].names:
                 raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(FEATURES[name].names)}.")
-        return Frame(read_table(self._choose(snapshot).files(self.root, name), FEATURES[name], columns))
+        files = self._choose(snapshot).files(self.root, name)
+        return Frame(read_table(files, FEATURES[name], columns, grown=True))
 
     def explain(
         self,

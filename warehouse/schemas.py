@@ -218,4 +218,7 @@ def _features(entity: str, extra: list[pa.Field]) -> pa.Schema:
 USER_FEATURES = _features("user_id", [pa.field("partition_no", pa.int32(), nullable=False)])
 ITEM_FEATURES = _features("item_id", [])
 
+# Version of these columns. 1 had no `texts_digest`; what is added is nullable, so that older files read on.
+FEATURES_CONTRACT = 2
+
 FEATURES = {"user_features": USER_FEATURES, "item_features": ITEM_FEATURES}

@@ -1,10 +1,10 @@
-"""What `features/manifest.json` says: the snapshots of the public tables and which of them is current.
+"""What `features/manifest.json` says: the snapshots of the public tables, and which of them is current or pinned.
 
 Readers need only this page: a snapshot is a list of immutable Parquet files, and snapshots share files.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from warehouse.errors import CorruptWarehouse, UsageError
 from warehouse.ledger import Ledger
 from warehouse.schemas import FEATURES
-from warehouse.store import FileRef, read_json
+from warehouse.store import FileRef, read_json, write_json
 
-SCHEMA_VERSION = 1
+# 1 described files in each snapshot anew, and knew neither pins nor retired snapshots.
+SCHEMA_VERSION = 2
 MANIFEST_PATH = "features/manifest.json"
 
 
@@ -58,17 +59,28 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All snapshots, oldest first, and the id of the current one (None before the first publication)."""
+    """All snapshots, oldest first, and the id of the current one (None before the first publication).
+
+    `pinned` ones are never retired. `retired` maps the ids of snapshots that retention has given up to when it did:
+    they are no longer listed, but readable until `lorestream gc` removes them.
+    """
 
     current: str | None
     snapshots: tuple[Snapshot, ...]
+    pinned: frozenset[str] = frozenset()
+    retired: Mapping[str, datetime] = field(default_factory=dict)
+
+    @property
+    def listed(self) -> tuple[Snapshot, ...]:
+        """The snapshots that are not retired, oldest first."""
+        return tuple(s for s in self.snapshots if s.snapshot_id not in self.retired)
 
     def get(self, snapshot_id: str) -> Snapshot:
         """The snapshot of that id. Raises UsageError, naming the known ones, when there is none."""
         for snapshot in self.snapshots:
             if snapshot.snapshot_id == snapshot_id:
                 return snapshot
-        known = ", ".join(snapshot.snapshot_id for snapshot in self.snapshots[-5:]) or "none yet"
+        known = ", ".join(snapshot.snapshot_id for snapshot in self.listed[-5:]) or "none yet"
         raise UsageError(
             f"There is no snapshot `{snapshot_id}`; the newest ones are: {known}. See `lorestream snapshots`."
         )
@@ -95,24 +107,42 @@ def read_manifest(root: Path) -> Manifest:
         return Manifest(None, ())
     value: dict[str, Any] = read_json(path, "manifest", SCHEMA_VERSION)
     try:
-        return Manifest(value["current"], tuple(map(_snapshot, value["snapshots"])))
+        files = {ref["path"]: FileRef(**ref) for ref in value["files"]} if value["schema_version"] > 1 else None
+        return Manifest(
+            value["current"],
+            tuple(_snapshot(snapshot, files) for snapshot in value["snapshots"]),
+            frozenset(value.get("pinned", ())),
+            {name: datetime.fromisoformat(moment) for name, moment in value.get("retired", {}).items()},
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptWarehouse(
             f"The manifest {path} does not have the form of a manifest ({error!r}). Restore it from a backup."
         ) from error
 
 
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Replace the manifest of the warehouse `root` in one step. Callers hold the writer lock."""
+    write_json(root / MANIFEST_PATH, manifest_json(manifest))
+
+
 def manifest_json(manifest: Manifest) -> dict[str, object]:
-    """`manifest` as the JSON object that `read_manifest` reads."""
+    """`manifest` as the JSON object that `read_manifest` reads.
+
+    A file is described once, however many snapshots share it: the manifest is written with every publication.
+    """
+    files = {ref.path: ref for snapshot in manifest.snapshots for refs in snapshot.tables.values() for ref in refs}
     return {
         "schema_version": SCHEMA_VERSION,
         "current": manifest.current,
+        "pinned": sorted(manifest.pinned),
+        "retired": {name: moment.isoformat() for name, moment in sorted(manifest.retired.items())},
+        "files": list(files.values()),
         "snapshots": [
             {
                 "snapshot_id": snapshot.snapshot_id,
                 "created_at": snapshot.created_at.isoformat(),
                 "parent": snapshot.parent,
-                "tables": {table: list(map(asdict, files)) for table, files in snapshot.tables.items()},
+                "tables": {table: [ref.path for ref in refs] for table, refs in snapshot.tables.items()},
                 "stats": {table: dict(stats) for table, stats in snapshot.stats.items()},
                 "lineage": dict(snapshot.lineage),
             }
@@ -128,12 +158,16 @@ def require_public(tables: Iterable[str]) -> None:
             raise UsageError(f"There is no public table `{table}`; the public tables are {', '.join(FEATURES)}.")
 
 
-def _snapshot(value: dict[str, Any]) -> Snapshot:
+def _snapshot(value: dict[str, Any], files: Mapping[str, FileRef] | None) -> Snapshot:
+    """A snapshot of the manifest that describes its `files`; None for version 1, where each snapshot does."""
     return Snapshot(
         snapshot_id=value["snapshot_id"],
         created_at=datetime.fromisoformat(value["created_at"]),
         parent=value["parent"],
-        tables={table: tuple(FileRef(**ref) for ref in value["tables"][table]) for table in FEATURES},
+        tables={
+            table: tuple(FileRef(**ref, contract=1) if files is None else files[ref] for ref in value["tables"][table])
+            for table in FEATURES
+        },
         stats={table: value["stats"][table] for table in FEATURES},
         lineage=value["lineage"],
     )

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from warehouse.answers import answers_view
+from warehouse.erase import erasures
 from warehouse.inputs import REJECTED
 from warehouse.ledger import Ledger, existing_ledger
 from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, PARTITIONS, REQUESTS
@@ -53,9 +55,21 @@ def warehouse_status(root: Path) -> dict[str, object]:
     result["speculation"] = _last(ledger, "generate", ("speculation",)).get("speculation", {})
     result["groups"] = _last(ledger, "groups", ("generation", "as_of"))
     result["spending"] = _newest_spending(root)
-    result["snapshots"] = len(published.snapshots)
+    result["erasures"] = _erasures(root)
+    result["snapshots"] = len(published.listed)
     result["current_snapshot"] = published.current
     return result
+
+
+def _erasures(root: Path) -> dict[str, object]:
+    """How many erasures there were, and the groups and adapters that knew somebody who is gone; {} without any."""
+    found = erasures(root)
+    if not found:
+        return {}
+    summary: dict[str, object] = {"begun": len(found), "finished": sum(one["finished_at"] is not None for one in found)}
+    for kind in ("marked_groups", "marked_adapters"):
+        summary[kind] = sorted({name for one in found for name in cast("list[str]", one[kind])})
+    return summary
 
 
 def _newest_spending(root: Path) -> dict[str, object]:
@@ -74,7 +88,7 @@ def _last(ledger: Ledger, kind: str, names: Sequence[str]) -> dict[str, object]:
 
 
 def snapshot_list(root: Path) -> list[dict[str, object]]:
-    """One row per snapshot, oldest first: id, time, rows per table, whether readers see it.
+    """One row per snapshot, oldest first: id, time, rows and files per table, whether readers see it, whether pinned.
 
     Raises WarehouseNotFound where there is no warehouse.
     """
@@ -85,7 +99,9 @@ def snapshot_list(root: Path) -> list[dict[str, object]]:
             "snapshot_id": snapshot.snapshot_id,
             "created_at": snapshot.created_at.isoformat(),
             **{table: stats["rows"] for table, stats in snapshot.stats.items()},
+            "files": sum(len(files) for files in snapshot.tables.values()),
             "current": snapshot.snapshot_id == manifest.current,
+            "pinned": snapshot.snapshot_id in manifest.pinned,
         }
-        for snapshot in manifest.snapshots
+        for snapshot in manifest.listed
     ]

@@ -4,6 +4,7 @@ Readers meet only finished names: a temporary file starts with `.tmp-` and never
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +29,16 @@ ROW_GROUP_ROWS = 128 * 1024
 
 @dataclass(frozen=True)
 class FileRef:
-    """A written file: its path (as given, or relative to the warehouse), rows, size and BLAKE2b digest."""
+    """A written file: its path (as given, or relative to the warehouse), rows, size and BLAKE2b digest.
+
+    `contract` is the version of the columns in files of public tables (`schemas.FEATURES_CONTRACT`), 0 elsewhere.
+    """
 
     path: str
     rows: int
     bytes: int
     digest: str
+    contract: int = 0
 
 
 class TableWriter:
@@ -151,10 +156,13 @@ def read_json(path: Path, what: str, version: int) -> dict[str, object]:
     return value
 
 
-def read_table(paths: Sequence[Path], schema: pa.Schema | None, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    paths: Sequence[Path], schema: pa.Schema | None, columns: Sequence[str] | None = None, *, grown: bool = False
+) -> pa.Table:
     """The rows of `paths`, in that order, with exactly the columns of `schema` (or those of them in `columns`).
 
     With `schema` None the columns are the union of the files' own (absent ones null); no path gives no column.
+    `grown` says that the schema has gained columns: files of an older Lorestream may lack some, which are null then.
     Raises CorruptWarehouse for a file that is missing, unreadable, or without a column of `schema` in its type.
     """
     tables = []
@@ -165,19 +173,36 @@ def read_table(paths: Sequence[Path], schema: pa.Schema | None, columns: Sequenc
                 tables.append(file.read(columns=list(names)))
             else:
                 wanted = pa.schema([schema.field(name) for name in names])
-                _check_types(path, wanted, file.schema_arrow)
-                tables.append(file.read(columns=list(names)).select(names).cast(wanted))
+                found = file.schema_arrow.names
+                late = [field for field in wanted if grown and field.nullable and field.name not in found]
+                _check_types(path, pa.schema([field for field in wanted if field not in late]), file.schema_arrow)
+                rows = file.read(columns=list(names))
+                for field in late:
+                    rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                tables.append(rows.select(names).cast(wanted))
     if tables:
         return pa.concat_tables(tables, promote_options="default" if schema is None else "none")
     empty = pa.table({}) if schema is None else schema.empty_table()
     return empty.select(columns) if columns is not None else empty
 
 
+def find_temporary(root: Path) -> list[Path]:
+    """Files and folders under `root` that a writer has not finished: if none is alive, killed ones left them."""
+
+    def is_within_another(path: Path) -> bool:
+        return any(parent.name.startswith(TEMPORARY_PREFIX) for parent in path.relative_to(root).parents)
+
+    return [path for path in sorted(root.rglob(f"{TEMPORARY_PREFIX}*")) if not is_within_another(path)]
+
+
 def remove_temporary(root: Path) -> list[Path]:
-    """The files removed: what killed writers left under `root`. Call it only while holding the writer lock."""
-    leftovers = [path for path in root.rglob(f"{TEMPORARY_PREFIX}*") if path.is_file()]
+    """What was removed: all that killed writers left under `root`. Call it only while holding the writer lock."""
+    leftovers = find_temporary(root)
     for path in leftovers:
-        path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     return leftovers
 
 

@@ -30,7 +30,7 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_refresh_and_backfill_deploy_and_run(tmp_path: Path, prefect_environment: dict[str, str]) -> None:
+def test_refresh_backfill_and_compact_deploy_and_run(tmp_path: Path, prefect_environment: dict[str, str]) -> None:
     config = open_shop(tmp_path, users=2)
     root = load_config(config).root
     prepare_warehouse(root)
@@ -51,10 +51,15 @@ def test_refresh_and_backfill_deploy_and_run(tmp_path: Path, prefect_environment
             prefect(environment, "deployment", "run", "backfill/backfill", "-p", hours[0], "-p", hours[1], "--watch")
             assert warehouse_status(root)["knowledge"] == 2 + 3, (tmp_path / "worker.log").read_text()
             prefect(environment, "deployment", "run", "refresh/refresh", "--watch")
+            prefect(environment, "deployment", "run", "compact/compact", "--watch")
         finally:
             worker.terminate()
             worker.wait(timeout=60)
     status = warehouse_status(root)
     assert (status["knowledge"], status["requests_pending"]) == (4 + 5, 0)
     assert [commit.kind for commit in Ledger(root).commits()].count("generate") == 2
-    assert lorestream.open(root).table("user_features").to_arrow().num_rows == 4
+    published = lorestream.open(root)
+    assert published.table("user_features").to_arrow().num_rows == 4
+    # Backfill and refresh each added a file; merged, they are one.
+    assert published.snapshot.lineage["compacted_from"] == published.snapshot.parent
+    assert len(published.snapshot.tables["user_features"]) == 1

@@ -255,7 +255,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "a.csv").write_text(HEADER + "u,i,2020-01-01,1,x\n")
     from warehouse import inputs
 
-    def and_meanwhile(con: Any, part: Any) -> list[str]:
+    def and_meanwhile(con: Any, part: Any, erased: Any) -> list[str]:
         (tmp_path / "a.csv").write_text(HEADER + "u,i,2020-01-01,1,x\nv,i,2020-01-01,1,x\n")
         return []
 

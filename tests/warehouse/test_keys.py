@@ -41,6 +41,13 @@ def test_keys_do_not_depend_on_the_order_of_settings() -> None:
     assert keys.item_digest("t", {"a": 1, "b": None}) == keys.item_digest("t", {"a": 1})
 
 
+def test_the_digest_of_an_erased_id_is_golden() -> None:
+    # printf 'abuser:u1' | sha256sum
+    assert keys.erased_digest("ab", "user", "u1") == (
+        "fa1a35fdc38bded13ca93f0c57c19d9d1a9d028cda0cd07ce002a72b4f7336df"
+    )
+
+
 @given(st.text(max_size=20), st.integers(1, 128))
 def test_buckets_are_in_range(user: str, buckets: int) -> None:
     assert 0 <= keys.bucket_of(user, buckets) < buckets

@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from threading import Barrier, Thread, Timer
 
 import pytest
 
@@ -121,3 +124,33 @@ def test_what_a_killed_writer_left_half_written_is_removed(tmp_path: Path) -> No
     with writer_lock(tmp_path, "me"):
         assert not leftover.exists()
     assert finished.exists()
+
+
+def test_a_writer_that_may_wait_gets_the_lock_when_it_is_given_back(tmp_path: Path) -> None:
+    with holder(tmp_path) as (process, _):
+        with pytest.raises(WriterBusy, match="night run"), writer_lock(tmp_path, "impatient", wait_s=0.3):
+            pytest.fail("both writers hold the lock")
+        Timer(0.3, process.kill).start()
+        with writer_lock(tmp_path, "patient", wait_s=60):
+            assert json.loads((tmp_path / LOCK_NAME).read_bytes())["owner"] == "patient"
+
+
+def test_writers_that_give_the_lock_back_between_steps_take_turns(tmp_path: Path) -> None:
+    """One has long steps and no pause between them; without turns it would have the lock again before the other."""
+    order: list[str] = []
+    started = Barrier(2)
+
+    def write(name: str, steps: int) -> None:
+        started.wait()
+        for _ in range(steps):
+            with writer_lock(tmp_path, name, wait_s=60):
+                order.append(name)
+                time.sleep(0.3)
+
+    threads = [Thread(target=write, args=("a", 4)), Thread(target=write, args=("b", 4))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == ["a"] * 4 + ["b"] * 4
+    assert all(first != second for first, second in pairwise(order)), order

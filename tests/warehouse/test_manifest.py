@@ -1,11 +1,13 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -45,7 +47,10 @@ def test_published_rows_read_back_with_their_snapshot_id(tmp_path: Path, users: 
     assert set(table["snapshot_id"].to_pylist()) == {made.snapshot_id}
     assert read_manifest(tmp_path).current_snapshot() == made
     assert (made.parent, made.created_at, made.lineage) == (None, at(9), {"run": 7})
-    assert made.stats["user_features"] == {"rows": 2, "rows_added": 2, "augment_dim": 2}
+    assert made.stats["user_features"] == {
+        **{"rows": 2, "rows_added": 2, "augment_dim": 2},
+        **{"own": 2, "group": 0, "global": 0, "none": 0},
+    }
 
 
 def test_a_further_publication_shares_files_and_adds_rows(
@@ -71,7 +76,8 @@ def test_replacing_renews_the_named_tables_only(tmp_path: Path, users: Build, it
     made = publish(tmp_path, {"user_features": users("b")}, replace=True, now=at(2), lineage={})
     assert ids(tmp_path, "user_features") == ["b"]
     assert ids(tmp_path, "item_features") == ["i"]
-    assert made.stats["item_features"] == {"rows": 1, "rows_added": 0, "augment_dim": 2}
+    counts = made.stats["item_features"]
+    assert (counts["rows"], counts["rows_added"], counts["augment_dim"], counts["own"]) == (1, 0, 2, 1)
     publish(tmp_path, {"item_features": items()}, replace=True, now=at(3), lineage={})
     assert ids(tmp_path, "item_features") == []
 
@@ -90,15 +96,28 @@ def test_the_first_publication_may_be_empty(tmp_path: Path, at: Clock) -> None:
     assert ids(tmp_path, "user_features") == []
 
 
-def test_equal_content_gives_an_equal_id_and_other_content_another(users: Build, at: Clock, tmp_path: Path) -> None:
+def test_an_id_names_number_parent_time_and_lineage(users: Build, at: Clock, tmp_path: Path) -> None:
     made = [
-        publish(tmp_path / str(place), {"user_features": rows}, replace=False, now=at(1), lineage=lineage).snapshot_id
-        for place, (rows, lineage) in enumerate(
-            [(users("a", "b"), {}), (users("b", "a"), {}), (users("a", "c"), {}), (users("a", "b"), {"run": 1})]
-        )
+        publish(tmp_path / str(place), {"user_features": users("a")}, replace=False, now=now, lineage=lineage)
+        for place, (now, lineage) in enumerate([(at(1), {}), (at(1), {}), (at(2), {}), (at(1), {"run": 1})])
     ]
-    assert made[0] == made[1]
-    assert len(set(made)) == 3
+    assert made[0].snapshot_id == made[1].snapshot_id
+    assert len({snapshot.snapshot_id for snapshot in made}) == 3
+    assert {snapshot.snapshot_id[:9] for snapshot in made} == {"00000001-"}
+
+
+def test_rows_may_come_in_pieces(tmp_path: Path, users: Build, at: Clock) -> None:
+    pieces = [users(), users("b", "a"), users(), users("c", augment=None)]
+    made = publish(tmp_path, {"user_features": iter(pieces)}, replace=False, now=at(1), lineage={})
+    assert len(made.tables["user_features"]) == 1
+    assert ids(tmp_path, "user_features") == ["a", "b", "c"]
+    counts = made.stats["user_features"]
+    assert (counts["rows"], counts["rows_added"], counts["own"], counts["none"]) == (3, 3, 2, 1)
+    assert publish(tmp_path, {"user_features": iter([])}, replace=False, now=at(2), lineage={}) == made
+    wider = users("d", augment=[1.0, 2.0, 3.0], augment_dim=3)
+    with pytest.raises(UnfitFeatures, match=r"lengths \[2, 3\]"):
+        publish(tmp_path, {"user_features": iter([users("e"), wider])}, replace=True, now=at(2), lineage={})
+    assert len(os.listdir(tmp_path / "features" / "user_features")) == 1
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -155,11 +174,11 @@ def test_a_run_killed_before_the_pointer_moves_changes_nothing_and_can_be_repeat
 ) -> None:
     first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
 
-    def killed(path: Path, value: object) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_json", killed)
+        patch.setattr(manifest, "write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
     assert read_manifest(tmp_path).current_snapshot() == first
@@ -196,9 +215,9 @@ def test_the_manifest_is_plain_json_with_paths_that_survive_a_move(tmp_path: Pat
     made = publish(old, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
     value = json.loads((old / "features" / "manifest.json").read_bytes())
     assert value["current"] == made.snapshot_id
-    assert [ref["path"] for ref in value["snapshots"][0]["tables"]["user_features"]] == [
-        f"features/user_features/{made.snapshot_id}.parquet"
-    ]
+    path = f"features/user_features/{made.snapshot_id}.parquet"
+    assert value["snapshots"][0]["tables"]["user_features"] == [path]
+    assert [ref["path"] for ref in value["files"]] == [path]
     old.rename(new)
     assert ids(new, "user_features") == ["a"]
 
@@ -208,6 +227,52 @@ def test_a_manifest_of_version_1_still_loads() -> None:
     assert current is not None
     assert current.tables["user_features"][0].rows == 4
     assert current.augment_dim("user_features") == 32
+
+
+def test_a_warehouse_of_version_1_is_read_from_python_and_sql_and_published_to(
+    tmp_path: Path, users: Build, at: Clock
+) -> None:
+    """Its file was written before rows had a `texts_digest`."""
+    root = Path(shutil.copytree(CASES / "version-1-tables", tmp_path / "old"))
+    before = open_warehouse(root).table("user_features").to_arrow()
+    assert before.schema.equals(FEATURES["user_features"])
+    assert before["user_id"].to_pylist() == ["a", "b"]
+    assert before["texts_digest"].null_count == 2
+    old = read_manifest(root).current
+    assert old is not None
+    made = publish(root, {"user_features": users("c", texts_digest="t")}, replace=False, now=at(3), lineage={})
+    assert (made.parent, made.stats["user_features"]["own"], made.stats["user_features"]["none"]) == (old, 2, 1)
+    shown = pa.table({"user_id": ["a", "b", "c"], "ts": [at(9)] * 3})
+    joined = open_warehouse(root).join(shown, item=None).to_arrow()
+    assert joined["has_user_augment"].to_pylist() == [True, False, True]
+    with duckdb.connect(str(root / "features.duckdb"), read_only=True) as con:
+        found = con.sql("SELECT user_id, texts_digest FROM lorestream.user_features ORDER BY user_id").fetchall()
+        assert found == [("a", None), ("b", None), ("c", "t")]
+        con.register("shown", shown)
+        by_sql = con.sql("SELECT has_user_augment FROM lorestream.user_features_asof('shown') ORDER BY user_id")
+        assert by_sql.fetchall() == [(True,), (False,), (True,)]
+    rollback(root, old)
+    assert open_warehouse(root).table("user_features").to_arrow().equals(before)
+
+
+def test_a_warehouse_of_version_2_still_opens() -> None:
+    warehouse = open_warehouse(CASES / "version-2")
+    assert warehouse.table("user_features").to_arrow()["user_id"].to_pylist() == ["a", "b"]
+    assert warehouse.table("item_features").to_arrow()["item_id"].to_pylist() == ["i"]
+    found = warehouse.manifest
+    assert [s.snapshot_id[:8] for s in found.listed] == ["00000001", "00000003"]
+    assert [s[:8] for s in found.retired] == ["00000002"]
+    assert [s[:8] for s in found.pinned] == ["00000001"]
+
+
+def test_a_warehouse_of_a_newer_lorestream_is_left_alone(tmp_path: Path, users: Build, at: Clock) -> None:
+    publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
+    path = tmp_path / "features" / "manifest.json"
+    store.write_json(path, {**json.loads(path.read_bytes()), "schema_version": 3})
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"schema version 3, .* up to 2\. Upgrade Lorestream"):
+        publish(tmp_path, {"user_features": users("b")}, replace=False, now=at(2), lineage={})
+    assert path.read_bytes() == before
 
 
 def test_a_damaged_manifest_is_named(tmp_path: Path, users: Build, at: Clock) -> None:

@@ -1,0 +1,281 @@
+"""The warehouse at size: as-of join, publication, reading and incremental publication, with the peak memory of each.
+
+    python benchmarks/warehouse.py [--json] [--quick] [--parts join publication] [--repeats N]
+
+join          10 million impressions on 2 million feature rows of 200,000 users, Parquet to an Arrow table in memory,
+              against one bare DuckDB ASOF statement over the same files, in turns; both must find the same vectors
+publication   publish: 10 million user vectors of 32 numbers, in pieces, from memory to a snapshot;
+              read: their ids and vectors as one Arrow table; add: 1 % new rows on top
+
+Each step runs in a process of its own, so that peaks are its own; times leave out imports and the making of data, and
+are medians where a step is repeated. `--quick` takes a twentieth of everything.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+if __name__ == "__main__":
+    # Python looks beside a script first, where this one goes by the name of our package.
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from warehouse.manifest import publish
+from warehouse.reader import open as open_warehouse
+from warehouse.schemas import FEATURES, TIMESTAMP
+
+DIM = 32
+PIECE_ROWS = 200_000
+START = datetime(2024, 1, 1, tzinfo=UTC)
+YEAR_US = 365 * 86_400 * 1_000_000
+
+BARE = """
+    SELECT i.*, f.augment FROM read_parquet('{impressions}') AS i
+    ASOF LEFT JOIN read_parquet('{features}') AS f ON i.user_id = f.user_id AND i.ts > f.valid_from
+"""
+
+
+def hex_keys(rng: np.random.Generator, rows: int) -> pa.Array:
+    """Random digests of 32 hex digits."""
+    text = pa.py_buffer(rng.bytes(16 * rows).hex().encode())
+    offsets = pa.py_buffer(np.arange(0, 32 * rows + 1, 32, dtype=np.int32))
+    return pa.StringArray.from_buffers(rows, offsets, text)
+
+
+def user_ids(numbers: np.ndarray) -> pa.Array:
+    """Ids `u00000042`, equally long as ids of one system mostly are."""
+    return pc.binary_join_element_wise("u", pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 8, "0"), "")
+
+
+def moments(rng: np.random.Generator, rows: int) -> pa.Array:
+    start = int(START.timestamp()) * 1_000_000
+    return pa.array(start + rng.integers(0, YEAR_US, rows)).cast(TIMESTAMP)
+
+
+def user_rows(rng: np.random.Generator, users: np.ndarray) -> pa.Table:
+    """A feature row for each element of `users`, with distinct vectors and keys as a run would make them."""
+    rows = len(users)
+    values = pa.array(rng.standard_normal(rows * DIM, dtype=np.float32))
+    constants = {
+        "rung": "own",
+        "status": "ok",
+        "model": "Qwen/Qwen3-1.7B@70d244cc",
+        "prompt_version": "a3f1c2d49e5b60718293a4b5c6d7e8f9",
+        "encoder_id": "6e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b",
+        "adapter_version": "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+    }
+    columns = {
+        "user_id": user_ids(users),
+        "partition_no": pa.array(np.zeros(rows, np.int32)),
+        "valid_from": moments(rng, rows),
+        "created_at": pa.repeat(pa.scalar(START + timedelta(days=366), TIMESTAMP), rows),
+        "augment": pa.ListArray.from_arrays(pa.array(np.arange(0, rows * DIM + 1, DIM, dtype=np.int32)), values),
+        "augment_dim": pa.array(np.full(rows, DIM, np.int32)),
+        **{name: pa.repeat(pa.scalar(value), rows) for name, value in constants.items()},
+        **{name: hex_keys(rng, rows) for name in ("request_key", "source_digest", "texts_digest")},
+    }
+    schema = FEATURES["user_features"]
+    return pa.table([columns[name] for name in schema.names if name != "snapshot_id"], schema.names[:-1])
+
+
+class Made:
+    """Pieces of rows, and the seconds that their making took."""
+
+    def __init__(self, pieces: Iterator[pa.Table]) -> None:
+        self._pieces, self.seconds = pieces, 0.0
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        while True:
+            began = time.perf_counter()
+            piece = next(self._pieces, None)
+            self.seconds += time.perf_counter() - began
+            if piece is None:
+                return
+            yield piece
+
+
+def add_rows(root: Path, first: int, rows: int, seed: int) -> float:
+    """Seconds of publishing rows of `rows` users from number `first` on."""
+    rng = np.random.default_rng(seed)
+    starts = range(first, first + rows, PIECE_ROWS)
+    made = Made(user_rows(rng, np.arange(lo, min(lo + PIECE_ROWS, first + rows))) for lo in starts)
+    began = time.perf_counter()
+    publish(root, {"user_features": made}, replace=False, now=datetime.now(UTC), lineage={"adapter_version": "a"})
+    return time.perf_counter() - began - made.seconds
+
+
+def make_join(folder: Path, scale: float) -> None:
+    """A warehouse with ten rows per user in order of users, and impressions in order of time."""
+    rng = np.random.default_rng(7)
+    users, impressions = int(200_000 * scale), int(10_000_000 * scale)
+    step = PIECE_ROWS // 10
+    pieces = (user_rows(rng, np.repeat(np.arange(lo, min(lo + step, users)), 10)) for lo in range(0, users, step))
+    publish(folder / "join", {"user_features": pieces}, replace=False, now=datetime.now(UTC), lineage={})
+    schema = pa.schema([("user_id", pa.string()), ("ts", TIMESTAMP)])
+    with pq.ParquetWriter(folder / "impressions.parquet", schema) as out:
+        for lo in range(0, impressions, 1_000_000):
+            rows = min(1_000_000, impressions - lo)
+            # One user in twenty has no row.
+            shown = {"user_id": user_ids(rng.integers(0, users * 21 // 20, rows)), "ts": moments(rng, rows)}
+            out.write_table(pa.table(shown).sort_by("ts"))
+
+
+def checksum(joined: pa.Table, column: str) -> list[float]:
+    """How many rows have a vector, and a sum of all vectors' numbers weighted by place and by the row's time."""
+    found, total = 0, 0.0
+    for lo in range(0, len(joined), 1_000_000):
+        part = joined.slice(lo, 1_000_000)
+        part = part.filter(part[column].is_valid())
+        vectors = pc.list_flatten(part[column]).to_numpy().reshape(-1, DIM).astype(np.float64)
+        weights = part["ts"].cast(pa.int64()).to_numpy() % 1009
+        found, total = found + len(part), total + float(weights @ vectors @ np.arange(1, DIM + 1))
+    return [found, total]
+
+
+def join_ours(folder: Path) -> dict[str, object]:
+    began = time.perf_counter()
+    impressions = pq.read_table(folder / "impressions.parquet")
+    joined = open_warehouse(folder / "join").join(impressions, item=None, fill="null").to_arrow()
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "peak_mb": peak_mb(), "check": checksum(joined, "user_augment")}
+
+
+def join_bare(folder: Path) -> dict[str, object]:
+    features = next((folder / "join" / "features" / "user_features").glob("*.parquet"))
+    began = time.perf_counter()
+    with duckdb.connect() as con:
+        query = BARE.format(impressions=folder / "impressions.parquet", features=features)
+        joined = con.sql(query).to_arrow_table()
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "peak_mb": peak_mb(), "check": checksum(joined, "augment")}
+
+
+def publish_all(folder: Path, rows: int) -> dict[str, object]:
+    return {"seconds": add_rows(folder / "publish", 0, rows, seed=11), "peak_mb": peak_mb()}
+
+
+def read_all(folder: Path) -> dict[str, object]:
+    began = time.perf_counter()
+    table = open_warehouse(folder / "publish").table("user_features", ["user_id", "augment"]).to_arrow()
+    return {"seconds": time.perf_counter() - began, "peak_mb": peak_mb(), "rows": table.num_rows}
+
+
+def add_some(folder: Path, first: int, rows: int) -> dict[str, object]:
+    return {"seconds": add_rows(folder / "publish", first, rows, seed=first), "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """The highest resident memory of this process so far."""
+    # Not getrusage: its peak would include the parent's, from before this program was loaded.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+STEPS: dict[str, Callable[..., dict[str, object]]] = {
+    "join_ours": join_ours,
+    "join_bare": join_bare,
+    "publish": publish_all,
+    "read": read_all,
+    "add": add_some,
+}
+
+
+def in_child(step: str, folder: Path, *numbers: int) -> dict[str, Any]:
+    """What the step returns, done in a process of its own."""
+    command = [sys.executable, __file__, "--child", step, str(folder), *map(str, numbers)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure_join(folder: Path, scale: float, repeats: int) -> dict[str, float]:
+    make_join(folder, scale)
+    runs: dict[str, list[dict[str, Any]]] = {"join_ours": [], "join_bare": []}
+    for _ in range(repeats):
+        for step in runs:
+            runs[step].append(in_child(step, folder))
+    checks = [run["check"] for done in runs.values() for run in done]
+    if any(c[0] != checks[0][0] or abs(c[1] - checks[0][1]) > 1e-6 * abs(checks[0][1]) for c in checks):
+        raise SystemExit(f"The join and DuckDB's found different vectors: {checks}")
+    seconds = {step: median(run["seconds"] for run in done) for step, done in runs.items()}
+    return {
+        "impressions": int(10_000_000 * scale),
+        "feature_rows": int(2_000_000 * scale),
+        "matched": checks[0][0],
+        "seconds": round(seconds["join_ours"], 2),
+        "bare_asof_seconds": round(seconds["join_bare"], 2),
+        "ratio": round(seconds["join_ours"] / seconds["join_bare"], 3),
+        "peak_mb": round(max(run["peak_mb"] for run in runs["join_ours"])),
+        "bare_asof_peak_mb": round(max(run["peak_mb"] for run in runs["join_bare"])),
+    }
+
+
+def measure_publication(folder: Path, scale: float, repeats: int) -> dict[str, float]:
+    rows = int(10_000_000 * scale)
+    share = rows // 100
+    full = in_child("publish", folder, rows)
+    read = in_child("read", folder)
+    added = [in_child("add", folder, rows + share * place, share) for place in range(repeats)]
+    seconds = median(run["seconds"] for run in added)
+    return {
+        "rows": rows,
+        "bytes": sum(path.stat().st_size for path in (folder / "publish").rglob("*.parquet")),
+        "publish_seconds": round(full["seconds"], 2),
+        "publish_peak_mb": round(full["peak_mb"]),
+        "read_seconds": round(read["seconds"], 2),
+        "read_peak_mb": round(read["peak_mb"]),
+        "add_rows": share,
+        "add_seconds": round(seconds, 3),
+        "add_share_of_full": round(seconds / full["seconds"], 4),
+        "add_peak_mb": round(max(run["peak_mb"] for run in added)),
+    }
+
+
+PARTS: dict[str, Callable[[Path, float, int], dict[str, float]]] = {
+    "join": measure_join,
+    "publication": measure_publication,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the rows")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the files go while it runs (default: the temporary folder)")
+    parser.add_argument("--child", nargs="+", metavar="STEP", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        step, folder, *numbers = given.child
+        print(json.dumps(STEPS[step](Path(folder), *map(int, numbers))))
+        return
+    found: dict[str, object] = {"cores": os.cpu_count(), "duckdb": duckdb.__version__, "arrow": pa.__version__}
+    for part in given.parts:
+        with tempfile.TemporaryDirectory(prefix="lorestream-warehouse-", dir=given.folder) as scratch:
+            figures = PARTS[part](Path(scratch), 0.05 if given.quick else 1.0, given.repeats)
+        found[part] = figures
+        if not given.json:
+            print(part)
+            for name, value in figures.items():
+                print(f"  {name:24} {value:>16,}")
+    if given.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
