@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.config import AdapterConfig
-from adapters.lift import Augment, LiftConfig, LiftReport, deal_to_others, measure_lift
+from adapters.lift.published import Augment, LiftConfig, LiftReport, deal_to_others, measure_lift
 from adapters.train import train_adapter
 from adapters.trained import TrainedAdapter
 from tests.adapters.worlds import World
