@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import CtrModel
 from adapters.config import CtrConfig
-from adapters.features import Knowledge, KnowledgeHead
+from adapters.features import Knowledge
 from adapters.measures import auc, logloss
 from adapters.samples import Samples
 
@@ -54,7 +54,7 @@ class KnowledgeTraining:
     `head_chooses`: the epoch is chosen by the head's log loss, where the CTR model is to be thrown away.
     """
 
-    head: KnowledgeHead | None
+    head: nn.Module | None
     head_weight: float
     weight_decay: float
     head_chooses: bool = True
@@ -181,7 +181,7 @@ def _batched(
 def _measures(
     model: CtrModel,
     knowledge: Knowledge | None,
-    head: KnowledgeHead | None,
+    head: nn.Module | None,
     samples: Samples,
     rows: np.ndarray,
     part: str,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.experts import HybridExpertAdapter, InputNorm
-from adapters.features import Knowledge, KnowledgeHead
+from adapters.features import Knowledge
 from adapters.lift.arms import Known, Side
 from adapters.lift.config import TowerConfig
 from adapters.samples import Samples
@@ -126,14 +126,20 @@ class CellKnowledge(Knowledge):
         return (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
 
 
-class CellHead(KnowledgeHead):
+class CellHead(nn.Module):
     """A logit [b] out of a cell's features [b, dim] alone: linear, beginning as the sum of their dot products."""
 
     def __init__(self, knowledge: CellKnowledge) -> None:
-        super().__init__(knowledge)
+        super().__init__()
+        self.linear = nn.Linear(knowledge.dim, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
         with torch.no_grad():
-            self.linear.weight.zero_()
             self.linear.weight[0, knowledge.dots] = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear(features)
+        return logits.squeeze(1)
 
 
 def _experts(config: TowerConfig) -> HybridExpertAdapter:
