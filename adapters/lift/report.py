@@ -103,8 +103,8 @@ def html_page(report: MatrixReport) -> str:
         f"<style>{STYLE}</style><h1>What knowledge adds: {html.escape(report.data)}</h1>",
         f"<p>{report.events:,} events of {report.users:,} users on {report.items:,} items. {report.cells} cells "
         f"fitted, {report.missing} missing, {sum(report.seconds.values()) / 60:.1f} minutes of fitting. Differences "
-        f"are means over {len(report.config.seeds)} seeds with 95 % intervals of a paired bootstrap over users and seeds "
-        f"({report.config.bootstrap_draws} draws); green and red ones leave out zero.</p>",
+        f"are means over {len(report.config.seeds)} seeds with 95 % intervals of a paired bootstrap over users and "
+        f"seeds ({report.config.bootstrap_draws} draws); green and red ones leave out zero.</p>",
         "<ul class=note>" + "".join(f"<li>{html.escape(note)}</li>" for note in report.notes) + "</ul>",
         "<details><summary>The arms</summary>"
         + _table(("arm", "what its model knows"), list(ARMS.items()))

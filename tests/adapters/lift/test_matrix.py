@@ -3,24 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.config import CtrConfig
-from adapters.lift.config import MatrixConfig, TowerConfig
+from adapters.lift.config import TowerConfig
 from adapters.lift.data import LiftData
 from adapters.lift.matrix import Matrix, Progress
 from adapters.measures import auc, calibration_error, gauc, logloss
+from tests.adapters.lift.worlds import SMALL
 from warehouse.errors import ConfigError
-
-CONFIG = MatrixConfig(
-    protocols=("time", "cold_items"),
-    backbones=("DeepFM",),
-    arms=("base", "full"),
-    seeds=(0, 1),
-    users=60,
-    history_length=3,
-    long_history_length=4,
-    ctr=CtrConfig(embedding_dim=4, hidden=(8,), batch_size=256, max_epochs=1, patience=1),
-    tower=TowerConfig(components=8, out_dim=4, hidden=4),
-)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -38,7 +26,7 @@ def test_an_interrupted_matrix_goes_on_where_it_was(data: LiftData, tmp_path: Pa
         if progress.done == 3:
             raise KeyboardInterrupt
 
-    first = Matrix(data, CONFIG, tmp_path / "stopped")
+    first = Matrix(data, SMALL, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
         first.run(stop_after_three)
     before = files(tmp_path / "stopped")
@@ -47,7 +35,7 @@ def test_an_interrupted_matrix_goes_on_where_it_was(data: LiftData, tmp_path: Pa
     half = next(path for path in (tmp_path / "stopped").rglob("full-s0-*.json") if "time" in str(path))
     half.unlink()
 
-    again = Matrix(data, CONFIG, tmp_path / "stopped")
+    again = Matrix(data, SMALL, tmp_path / "stopped")
     assert cells_made(again) == [
         ("time", "full", 0),
         ("cold_items", "full", 0),
@@ -60,16 +48,14 @@ def test_an_interrupted_matrix_goes_on_where_it_was(data: LiftData, tmp_path: Pa
     assert all(after[name] == content for name, content in before.items() if "full-s0" not in name)
     assert cells_made(again) == []
 
-    whole = Matrix(data, CONFIG, tmp_path / "whole")
+    whole = Matrix(data, SMALL, tmp_path / "whole")
     assert len(cells_made(whole)) == 8
     for cell in whole.cells():
         np.testing.assert_array_equal(whole.scores(cell), again.scores(cell))
 
 
 def test_a_cell_says_how_its_scores_measure(data: LiftData, tmp_path: Path) -> None:
-    matrix = Matrix(
-        data, CONFIG.model_copy(update={"protocols": ("time",), "arms": ("base",), "seeds": (0,)}), tmp_path
-    )
+    matrix = Matrix(data, SMALL.model_copy(update={"protocols": ("time",), "arms": ("base",), "seeds": (0,)}), tmp_path)
     told: list[Progress] = []
     matrix.run(told.append)
     [cell] = matrix.cells()
@@ -87,7 +73,7 @@ def test_a_cell_says_how_its_scores_measure(data: LiftData, tmp_path: Path) -> N
 
 def test_other_settings_or_data_are_other_cells(data: LiftData, tmp_path: Path) -> None:
     def digests(data: LiftData, **changes: object) -> list[str]:
-        matrix = Matrix(data, CONFIG.model_copy(update=changes), tmp_path)
+        matrix = Matrix(data, SMALL.model_copy(update=changes), tmp_path)
         return [matrix.digest(cell) for cell in matrix.cells() if cell.seed == 0 and cell.protocol == "time"]
 
     base, full = digests(data)
@@ -103,17 +89,17 @@ def test_other_settings_or_data_are_other_cells(data: LiftData, tmp_path: Path) 
 def test_arms_that_no_data_allow_are_refused(data: LiftData, tmp_path: Path) -> None:
     bare = LiftData("bare", data.samples, {})
     with pytest.raises(ConfigError, match="None of the arms full is possible under `time`; these data allow base"):
-        Matrix(bare, CONFIG.model_copy(update={"arms": ("full",)}), tmp_path)
+        Matrix(bare, SMALL.model_copy(update={"arms": ("full",)}), tmp_path)
 
 
 def test_sensitivity_arms_are_fitted_only_when_named(data: LiftData, tmp_path: Path) -> None:
-    every = {cell.arm for cell in Matrix(data, CONFIG.model_copy(update={"arms": None}), tmp_path).cells()}
+    every = {cell.arm for cell in Matrix(data, SMALL.model_copy(update={"arms": None}), tmp_path).cells()}
     assert {"full", "shuffled", "titles"} <= every
     assert not [arm for arm in every if arm.startswith(("wrong_", "stale_"))]
 
 
 def test_a_broken_result_is_named(data: LiftData, tmp_path: Path) -> None:
-    matrix = Matrix(data, CONFIG, tmp_path)
+    matrix = Matrix(data, SMALL, tmp_path)
     path = matrix._path(matrix.cells()[0], ".json")
     path.parent.mkdir(parents=True)
     path.write_text("{}")

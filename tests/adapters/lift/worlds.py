@@ -2,11 +2,25 @@
 
 import numpy as np
 
+from adapters.config import CtrConfig
+from adapters.lift.config import MatrixConfig, TowerConfig
 from adapters.lift.data import LiftData, source_of
 from tests.adapters.worlds import DAY, START, World
 
 ALWAYS = np.iinfo(np.int64).min // 2
 GROUPS = 6
+
+SMALL = MatrixConfig(
+    protocols=("time", "cold_items"),
+    backbones=("DeepFM",),
+    arms=("base", "full"),
+    seeds=(0, 1),
+    users=60,
+    history_length=3,
+    long_history_length=4,
+    ctr=CtrConfig(embedding_dim=4, hidden=(8,), batch_size=256, max_epochs=1, patience=1),
+    tower=TowerConfig(components=8, out_dim=4, hidden=4),
+)
 
 
 def lift_data(world: World) -> LiftData:
@@ -18,7 +32,8 @@ def lift_data(world: World) -> LiftData:
     users = len(samples.users)
     group = np.arange(users) % GROUPS
     always = np.full(len(item_code), ALWAYS)
-    known_from = np.full(len(user_code), START + 30 * DAY)
+    # A third of the users each is known after 30, 130 and 230 of 300 days.
+    known_from = START + (30 + 100 * (np.arange(len(user_code)) % 3)) * DAY
     weak = world.item_vectors + 6 * rng.normal(size=world.item_vectors.shape)
     shown = world.user_vectors + 6 * rng.normal(size=world.user_vectors.shape)
     texts = {name: rng.normal(size=(GROUPS, 12)) for name in ("likes", "dislikes")}
