@@ -40,6 +40,7 @@ def lift(
     # What takes seconds to import is not wanted by a command that only prints its help.
     from adapters.lift.matrix import Matrix, Progress
     from adapters.lift.report import html_page, report_of
+    from adapters.lift.rerank import COMPARED_AT, kept_rerank
 
     longest = max(matrix.history_length, matrix.kar_history_length, matrix.long_history_length)
     if dataset is not None:
@@ -48,7 +49,7 @@ def lift(
         folder = out or OUTPUT
         encoder = TextEncoder(EncoderConfig(dtype="bfloat16"))
         texts = knowledge or dataset.parent / "knowledge"
-        data = movielens_data(dataset, texts, cached_encode(encoder, folder / "embeddings"), longest)
+        data = movielens_data(dataset, texts, cached_encode(encoder, folder / "embeddings"), longest, matrix.users)
     else:
         from adapters.lift.stored import stored_data
 
@@ -72,7 +73,14 @@ def lift(
     cells = Matrix(data, matrix, folder)
     log.info("%d cells; those in %s are kept", len(cells.cells()), folder / "cells")
     cells.run(told)
-    report = report_of(cells)
+    rerank = None
+    if "kar" in matrix.protocols:
+
+        def told_of_lists(arm: str, seed: int, ndcg: float) -> None:
+            log.info("re-ranking, %s seed %d: NDCG@%d %.4f", arm, seed, COMPARED_AT, ndcg)
+
+        rerank = kept_rerank(cells, told_of_lists)
+    report = report_of(cells, rerank)
     result: dict[str, Any] = report.model_dump(mode="json")
     write_json(folder / "report.json", result)
     with replacing(folder / "report.html") as temporary:

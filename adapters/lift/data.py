@@ -70,12 +70,8 @@ class LiftData:
 
     def of_users(self, count: int | None, seed: int = 0) -> Self:
         """The events of a random sample of `count` users; all of them for None, or where there are no more."""
-        users = len(self.samples.users)
-        if count is None or count >= users:
-            return self
-        chosen = np.zeros(users, dtype=bool)
-        chosen[np.random.default_rng(seed).permutation(users)[:count]] = True
-        return self.take(np.flatnonzero(chosen[self.samples.user]))
+        chosen = chosen_users(len(self.samples.users), count, seed)
+        return self if chosen.all() else self.take(np.flatnonzero(chosen[self.samples.user]))
 
     def take(self, index: np.ndarray) -> Self:
         """The samples at `index`, with the same entity codes and texts."""
@@ -85,6 +81,13 @@ class LiftData:
             sources={name: source.take(index) for name, source in self.sources.items()},
             rungs=None if self.rungs is None else self.rungs[index],
         )
+
+
+def chosen_users(users: int, count: int | None, seed: int = 0) -> np.ndarray:
+    """Which user codes a random sample of `count` holds, all for None. bool [users]."""
+    chosen = np.zeros(users, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(users)[:count]] = True
+    return chosen
 
 
 def source_of(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adapters.lift.data import LiftData, Source, source_of
+from adapters.lift.data import LiftData, Source, chosen_users, source_of
 from adapters.samples import build_samples
 from warehouse.errors import InputError
 from warehouse.schemas import ALWAYS, TIMESTAMP
@@ -29,11 +29,16 @@ NOTES = (
 )
 
 
-def movielens_data(folder: Path, knowledge: Path, encode: Encode, history_length: int) -> LiftData:
-    """All ratings of at least 4 stars are positive. Raises InputError when a file is missing."""
+def movielens_data(
+    folder: Path, knowledge: Path, encode: Encode, history_length: int, users: int | None = None
+) -> LiftData:
+    """All events; ratings of at least 4 stars are positive. Raises InputError when a file is missing.
+
+    Where only a sample of `users` will be measured, only their histories are encoded, which takes longest.
+    """
     ratings = _read(folder / "ratings.parquet")
     movies = _read(folder / "movies.parquet")
-    users = _read(folder / "users.parquet")
+    people = _read(folder / "users.parquet")
     stamp, user = ratings["timestamp"].to_numpy(), ratings["user_id"].to_numpy()
     # Line order settles events of one second, as in the reference's order of events.
     ratings = ratings.take(pa.array(np.lexsort((np.arange(len(stamp)), user, stamp))))
@@ -72,16 +77,19 @@ def movielens_data(folder: Path, knowledge: Path, encode: Encode, history_length
     texts, owners, known_from = user_histories(
         samples.user, samples.item, samples.ts, value, [titles[i] for i in item_ids]
     )
+    wanted = chosen_users(len(user_ids), users)[owners]
+    texts = [text for text, chosen in zip(texts, wanted, strict=True) if chosen]
+    owners, known_from = owners[wanted], known_from[wanted]
     sources = {
         "facts": about_items("facts", {code: told[i] for code, i in enumerate(item_ids) if i in told}),
         "titles": about_items("titles", dict(enumerate(shown))),
         "histories": source_of("user", encode("histories", texts), owners, known_from, samples.user),
         **_groups(knowledge, user_ids, samples.user, encode, always),
     }
-    rows = dict(zip(map(str, users["user_id"].to_pylist()), range(users.num_rows), strict=True))
+    rows = dict(zip(map(str, people["user_id"].to_pylist()), range(people.num_rows), strict=True))
     at = np.array([rows[i] for i in user_ids])
     traits = {
-        name: np.unique(users[name].to_numpy(zero_copy_only=False)[at], return_inverse=True)[1]
+        name: np.unique(people[name].to_numpy(zero_copy_only=False)[at], return_inverse=True)[1]
         for name in ("gender", "age", "occupation")
     }
     return LiftData("ml-1m", samples, sources, traits, leaky=frozenset({"likes", "dislikes"}), notes=NOTES)

@@ -20,12 +20,15 @@ from adapters.lift.cell import newest_events
 from adapters.lift.compare import Interval, paired_interval
 from adapters.lift.config import Arm, MatrixConfig
 from adapters.lift.data import LiftData
+from adapters.lift.matrix import FORMAT, Matrix
 from adapters.lift.splits import Split, split_by
 from adapters.lift.towers import CellKnowledge
 from adapters.measures import resample_users
 from adapters.samples import Samples
 from adapters.train import known_items
 from warehouse.errors import InputError
+from warehouse.keys import digest
+from warehouse.store import write_json
 
 REAL, RANDOM = 4, 6
 LENGTH = REAL + RANDOM
@@ -54,6 +57,19 @@ class Lists:
 
     data: LiftData
     split: Split
+
+
+def kept_rerank(matrix: Matrix, progress: Callable[[Arm, int, float], None] | None = None) -> RerankReport:
+    """`measure_rerank` of the matrix's data, made once per data and settings and kept in its folder."""
+    read = {"ctr", "tower", "kar_history_length", "seeds", "bootstrap_draws"}
+    settings = matrix.config.model_dump(mode="json", include=read)
+    name = digest({"format": FORMAT, "data": matrix.data.digest, "settings": settings})
+    path = matrix.folder / f"rerank-{name[:12]}.json"
+    if path.exists():
+        return RerankReport.model_validate_json(path.read_bytes())
+    report = measure_rerank(matrix.data, matrix.config, progress)
+    write_json(path, report.model_dump(mode="json"))
+    return report
 
 
 def measure_rerank(

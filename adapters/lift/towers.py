@@ -61,6 +61,14 @@ class CellKnowledge(Knowledge):
     then trained on `config.components` numbers per text, which is all that a cell keeps of it.
     """
 
+    user_rows: Tensor
+    item_rows: Tensor
+    item_table_0: Tensor
+    of_item: Tensor
+    liked: Tensor
+    disliked: Tensor
+    towers: PlainTowers | HybridExpertAdapter
+
     def __init__(
         self, known: Known, samples: Samples, train: np.ndarray, config: TowerConfig, seed: int, device: str, mlp: bool
     ) -> None:
