@@ -56,18 +56,23 @@ BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
 
 
 class TowerConfig(BaseModel, frozen=True, extra="forbid"):
-    """The adapter of one cell, trained jointly with its backbone."""
+    """The adapter of one cell, trained jointly with its backbone.
+
+    Chosen by validation on cold items of MovieLens-1M (400 users, DeepFM). There the experts memorise the items of the
+    training events unless they are small and decay strongly: with a decay of 1, width 16 and no dropout, texts made
+    the model worse than none.
+    """
 
     # Principal components of the texts, whitened, fitted on what training events read.
     components: int = Field(64, ge=1)
     whitening: float = Field(0.5, ge=0, le=0.5)
-    out_dim: int = Field(16, ge=1)
+    out_dim: int = Field(8, ge=1)
     shared: int = Field(2, ge=0)
     dedicated: int = Field(2, ge=0)
     hidden: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     linear_path: bool = True
-    weight_decay: float = Field(1.0, ge=0)
+    weight_decay: float = Field(8.0, ge=0)
     # Weight of the loss of a linear head on knowledge alone, as in training the published adapter.
     head_weight: float = Field(0.3, ge=0)
 
@@ -81,13 +86,15 @@ class MatrixConfig(BaseModel, frozen=True, extra="forbid"):
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     # A random sample of so many users; None: all.
     users: int | None = Field(None, ge=10)
+    # Of these, so many whose events may teach; None: all. Fitting costs time, and intervals depend on who is judged.
+    train_users: int | None = Field(None, ge=10)
     # Newest liked and newest other events that a model sees; KAR's is 5.
     history_length: int = Field(20, ge=1)
     kar_history_length: int = Field(5, ge=1)
     # What `base_history` sees: as many as the LLM is shown.
     long_history_length: int = Field(30, ge=1)
     ctr: CtrConfig = CtrConfig(
-        dropout=0.2, weight_decay=0.1, batch_size=2048, max_epochs=8, patience=1, learning_rate=3e-3
+        dropout=0.4, weight_decay=0.5, batch_size=2048, max_epochs=10, patience=2, learning_rate=3e-3
     )
     # Where only unseen items are judged, hiding more ids teaches every arm more; 0.3 elsewhere (`ctr.id_mask`).
     cold_id_mask: float = Field(0.7, ge=0, lt=1)
@@ -95,11 +102,23 @@ class MatrixConfig(BaseModel, frozen=True, extra="forbid"):
     bootstrap_draws: int = Field(300, ge=10)
 
 
-# For a first look: two kinds of backbone, three seeds, few users.
+# For a first look: two kinds of backbone, three seeds, few users, small models that see short histories.
 QUICK: dict[str, object] = {
     "backbones": ("DIN", "DCNMix"),
     "protocols": ("kar", "time", "cold_items"),
     "seeds": (0, 1, 2),
-    "users": 1000,
+    "users": 2000,
+    "train_users": 400,
+    "history_length": 5,
+    "ctr": CtrConfig(
+        embedding_dim=8,
+        hidden=(32, 16),
+        dropout=0.2,
+        weight_decay=0.5,
+        batch_size=2048,
+        max_epochs=6,
+        patience=1,
+        learning_rate=4e-3,
+    ),
     "bootstrap_draws": 200,
 }

@@ -8,7 +8,7 @@ last: where it stands, the cell is done.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from adapters.config import Backbone
 from adapters.lift.arms import ArmSpec, arm_specs
 from adapters.lift.cell import run_cell
 from adapters.lift.config import Arm, MatrixConfig, Protocol
-from adapters.lift.data import LiftData
+from adapters.lift.data import LiftData, chosen_users
 from adapters.lift.splits import Split, split_by
 from adapters.measures import auc, calibration_error, gauc, logloss
 from warehouse.errors import ConfigError
@@ -98,9 +98,12 @@ class Matrix:
         return self._specs[cell.protocol][cell.arm]
 
     def split(self, protocol: Protocol) -> Split:
-        """The protocol's split, made once."""
+        """The protocol's split, made once, with only the training events of those users that may teach."""
         if protocol not in self._splits:
-            self._splits[protocol] = split_by(protocol, self.data.samples)
+            split = split_by(protocol, self.data.samples)
+            teaching = chosen_users(len(split.samples.users), self.config.train_users)
+            train = split.train[teaching[split.samples.user[split.train]]]
+            self._splits[protocol] = replace(split, train=train)
         return self._splits[protocol]
 
     def digest(self, cell: Cell) -> str:

@@ -1,7 +1,10 @@
 """The report of a matrix: one object for `--json`, and one self-contained HTML page with plots and tables."""
 
 import html
+import os
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from pydantic import BaseModel
 
@@ -31,6 +34,7 @@ class MatrixReport(BaseModel, frozen=True, extra="forbid"):
     """All that was measured. `samples` counts training, validation and test samples by protocol.
 
     `missing` cells are still to be fitted; `seconds` is what the finished ones took, by protocol and backbone.
+    `versions` names what computed the report, which may not be what fitted older cells.
     """
 
     data: str
@@ -43,6 +47,7 @@ class MatrixReport(BaseModel, frozen=True, extra="forbid"):
     samples: dict[Protocol, dict[str, int]]
     cells: int
     missing: int
+    versions: dict[str, str]
     seconds: dict[str, float]
     mean_cell_s: float | None
     measures: tuple[ArmMeasure, ...]
@@ -76,7 +81,9 @@ def report_of(matrix: Matrix, rerank: RerankReport | None = None) -> MatrixRepor
     users = len(set(present.user.tolist()))
     notes = list(matrix.data.notes)
     if users < len(present.users):
-        notes.insert(0, f"A random sample of {users:,} of {len(present.users):,} users.")
+        sample = f"A random sample of {users:,} of {len(present.users):,} users"
+        teaching = matrix.config.train_users
+        notes.insert(0, sample + (f", of whom {teaching:,} may teach." if teaching else "."))
     return MatrixReport(
         data=matrix.data.name,
         events=len(present),
@@ -88,12 +95,19 @@ def report_of(matrix: Matrix, rerank: RerankReport | None = None) -> MatrixRepor
         samples=samples,
         cells=len(results),
         missing=len(matrix.cells()) - len(results),
+        versions=_versions(),
         seconds=seconds,
         mean_cell_s=sum(seconds.values()) / len(results) if results else None,
         measures=tuple(measures),
         differences=tuple(differences),
         rerank=rerank,
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {name: version(name) for name in ("deepctr-torch", "torch", "numpy")}
+    machine = f"{platform.machine()}, {os.cpu_count()} processors"
+    return {"python": platform.python_version(), **found, "machine": machine}
 
 
 def html_page(report: MatrixReport) -> str:

@@ -21,7 +21,7 @@ from adapters.lift.compare import Interval, paired_interval
 from adapters.lift.config import Arm, MatrixConfig
 from adapters.lift.data import LiftData
 from adapters.lift.matrix import FORMAT, Matrix
-from adapters.lift.splits import Split, split_by
+from adapters.lift.splits import Split
 from adapters.lift.towers import CellKnowledge
 from adapters.measures import resample_users
 from adapters.samples import Samples
@@ -61,25 +61,25 @@ class Lists:
 
 def kept_rerank(matrix: Matrix, progress: Callable[[Arm, int, float], None] | None = None) -> RerankReport:
     """`measure_rerank` of the matrix's data, made once per data and settings and kept in its folder."""
-    read = {"ctr", "tower", "kar_history_length", "seeds", "bootstrap_draws"}
+    read = {"ctr", "tower", "kar_history_length", "seeds", "bootstrap_draws", "train_users"}
     settings = matrix.config.model_dump(mode="json", include=read)
     name = digest({"format": FORMAT, "data": matrix.data.digest, "settings": settings})
     path = matrix.folder / f"rerank-{name[:12]}.json"
     if path.exists():
         return RerankReport.model_validate_json(path.read_bytes())
-    report = measure_rerank(matrix.data, matrix.config, progress)
+    report = measure_rerank(matrix.data, matrix.split("kar"), matrix.config, progress)
     write_json(path, report.model_dump(mode="json"))
     return report
 
 
 def measure_rerank(
-    data: LiftData, config: MatrixConfig, progress: Callable[[Arm, int, float], None] | None = None
+    data: LiftData, split: Split, config: MatrixConfig, progress: Callable[[Arm, int, float], None] | None = None
 ) -> RerankReport:
     """What the arms `base`, `titles`, `shuffled` and `full` bring in KAR's protocol.
 
-    `progress` is told (arm, seed, NDCG) after each fit. Raises InputError as `split_by`.
+    `progress` is told (arm, seed, NDCG) after each fit.
     """
-    lists = make_lists(data, split_by("kar", data.samples))
+    lists = make_lists(data, split)
     specs = {arm: spec for arm, spec in arm_specs(data, "kar").items() if arm in ARMS}
     labels = lists.data.samples.label.reshape(-1, LENGTH)[lists.split.test]
     user = lists.data.samples.user[::LENGTH][lists.split.test]

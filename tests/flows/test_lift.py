@@ -76,6 +76,6 @@ def test_names_that_are_no_arms_or_protocols_are_refused(capfd: pytest.CaptureFi
 
 def test_quick_is_smaller_and_what_is_given_counts() -> None:
     quick = flows.lift.matrix_config(True, seeds=None, users=None)
-    assert (quick.users, len(quick.seeds), quick.backbones) == (1000, 3, ("DIN", "DCNMix"))
+    assert (quick.users, len(quick.seeds), quick.backbones) == (2000, 3, ("DIN", "DCNMix"))
     assert flows.lift.matrix_config(True, users=50).users == 50
     assert flows.lift.matrix_config(False) == MatrixConfig()

@@ -86,6 +86,18 @@ def test_other_settings_or_data_are_other_cells(data: LiftData, tmp_path: Path) 
     assert other[1] != full
 
 
+def test_only_so_many_users_teach_and_all_are_judged(data: LiftData, tmp_path: Path) -> None:
+    few = SMALL.model_copy(update={"train_users": 20})
+    for protocol in ("time", "cold_items"):
+        all_teach, some = (Matrix(data, config, tmp_path).split(protocol) for config in (SMALL, few))
+        np.testing.assert_array_equal(some.valid, all_teach.valid)
+        np.testing.assert_array_equal(some.test, all_teach.test)
+        assert set(some.train) < set(all_teach.train)
+        teachers = np.unique(some.samples.user[some.train])
+        assert len(teachers) <= 20
+        assert set(some.train) == set(all_teach.train[np.isin(some.samples.user[all_teach.train], teachers)])
+
+
 def test_arms_that_no_data_allow_are_refused(data: LiftData, tmp_path: Path) -> None:
     bare = LiftData("bare", data.samples, {})
     with pytest.raises(ConfigError, match="None of the arms full is possible under `time`; these data allow base"):

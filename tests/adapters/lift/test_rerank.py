@@ -71,7 +71,8 @@ def test_rerank_reports_every_arm_and_its_difference_to_base(data: LiftData) -> 
         tower=TowerConfig(components=8, out_dim=4, hidden=4),
         bootstrap_draws=20,
     )
-    report = measure_rerank(data.of_users(70), config)
+    some = data.of_users(70)
+    report = measure_rerank(some, split_by("kar", some.samples), config)
     assert list(report.ndcg) == ["base", "titles", "shuffled", "full"]
     assert set(report.differences) == {"titles", "shuffled", "full"}
     gain = report.ndcg["full"][7] - report.ndcg["base"][7]
