@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-Backbone = Literal["DCNMix", "DeepFM", "AutoInt", "DIN"]
+Backbone = Literal["DeepFM", "xDeepFM", "AutoInt", "DCN", "DCNMix", "FiBiNET", "DIN", "DIEN"]
 
 
 class CtrConfig(BaseModel, frozen=True, extra="forbid"):

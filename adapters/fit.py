@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapters.backbone import CtrModel
 from adapters.config import CtrConfig
-from adapters.features import Knowledge, KnowledgeHead
+from adapters.features import Knowledge
 from adapters.measures import auc, logloss
 from adapters.samples import Samples
 
@@ -49,11 +49,15 @@ class Fitted:
 
 @dataclass(frozen=True)
 class KnowledgeTraining:
-    """How the knowledge module is trained beside the CTR model: its own head, that head's loss weight, its decay."""
+    """How the knowledge module is trained beside the CTR model: its own head, that head's loss weight, its decay.
 
-    head: KnowledgeHead | None
+    `head_chooses`: the epoch is chosen by the head's log loss, where the CTR model is to be thrown away.
+    """
+
+    head: nn.Module | None
     head_weight: float
     weight_decay: float
+    head_chooses: bool = True
 
 
 def fit(
@@ -72,9 +76,9 @@ def fit(
 
     by AdamW, item ids masked at random in training. Log loss, not AUC, chooses the epoch: AUC goes on rising a little
     for many epochs in which the probabilities grow ever more wrong. On the demo's world, chosen by AUC, knowledge
-    raised AUC by 0.11 and log loss from 0.69 to 0.90; chosen by log loss, it betters both. Where knowledge has a head,
-    that head's log loss counts: the CTR model beside it is thrown away, and its own loss soon moves with what it
-    memorises of ids and histories.
+    raised AUC by 0.11 and log loss from 0.69 to 0.90; chosen by log loss, it betters both. Where knowledge has a head
+    that chooses, that head's log loss counts: the CTR model beside it is thrown away, and its own loss soon moves with
+    what it memorises of ids and histories.
 
     `masks` are training, validation and holdout rows; nothing is chosen by the holdout. On one machine the same seed,
     data and thread count give the same weights; on a GPU torch warns of what keeps it from that. The caller's random
@@ -122,7 +126,8 @@ def fit(
             epochs.append(report)
             if progress is not None:
                 progress(report)
-            reached = report.valid_logloss if head is None else report.valid_knowledge_logloss
+            chooses = training is not None and head is not None and training.head_chooses
+            reached = report.valid_knowledge_logloss if chooses else report.valid_logloss
             assert reached is not None, "a head is measured in every epoch"
             if reached < best_reached:
                 best, best_reached = epoch, reached
@@ -177,7 +182,7 @@ def probabilities(
 def _measures(
     model: CtrModel,
     knowledge: Knowledge | None,
-    head: KnowledgeHead | None,
+    head: nn.Module | None,
     samples: Samples,
     rows: np.ndarray,
     part: str,

@@ -142,12 +142,6 @@ def build_samples(
     item, items_seen = _codes(behaviours["item_id"])
     ts = _micros(behaviours["ts"])
 
-    def history(mask: np.ndarray) -> IntArray:
-        rows = np.flatnonzero(mask)
-        found = newest_before(user, ts, user[rows], ts[rows], history_length)
-        padded: IntArray = np.append(item[rows] + 1, 0).astype(np.int32)
-        return np.take(padded, found)
-
     def vector_row(entity: np.ndarray, vocabulary: pa.Array, table: pa.Table, key: str) -> IntArray:
         codes = pc.fill_null(pc.index_in(table[key], value_set=vocabulary), -1).to_numpy().astype(np.int64)
         found = newest_before(entity, ts, codes, _micros(table["valid_from"]), 1)[:, 0]
@@ -164,11 +158,22 @@ def build_samples(
         item=item,
         ts=ts,
         label=positive.astype(np.float32),
-        liked=history(positive),
-        disliked=history(~positive),
+        liked=history(user, item, ts, positive, history_length),
+        disliked=history(user, item, ts, ~positive, history_length),
         user_row=vector_row(user, users, user_rows, "user_id"),
         item_row=vector_row(item, items_seen, item_rows, "item_id"),
     )
+
+
+def history(user: np.ndarray, item: np.ndarray, ts: np.ndarray, mask: np.ndarray, length: int) -> IntArray:
+    """Item codes + 1 of each user's `length` newest events strictly before each of n events, as `Samples.liked`.
+
+    Only the events of `mask` [n] are seen, by all.
+    """
+    rows = np.flatnonzero(mask)
+    found = newest_before(user, ts, user[rows], ts[rows], length)
+    padded: IntArray = np.append(item[rows] + 1, 0).astype(np.int32)
+    return np.take(padded, found)
 
 
 def _require(table: pa.Table, name: str, *columns: str) -> None:

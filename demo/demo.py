@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from adapters.knowledge import item_vectors, user_vectors
-from adapters.lift import Augment, LiftConfig, LiftReport, Slice, measure_lift
+from adapters.lift.published import Augment, LiftConfig, LiftReport, Slice, measure_lift
 from adapters.samples import Samples
 from adapters.training import find_adapter, labelled_samples
 from demo.world import World, make_world, write_inputs

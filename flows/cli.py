@@ -172,6 +172,42 @@ def train(
         _write(out, train_flow(config, overrides), json)
 
 
+@app.command
+def lift(
+    *,
+    dataset: Annotated[
+        Path | None, Parameter(help="Folder of MovieLens-1M as Parquet, instead of the warehouse.")
+    ] = None,
+    knowledge: Annotated[Path | None, Parameter(help="The dataset's texts (default: `knowledge` beside it).")] = None,
+    quick: Annotated[bool, Parameter(negative="", help="A first look: few users, two backbones, three seeds.")] = False,
+    protocols: Annotated[str | None, Parameter(help="Comma-separated: kar, time, cold_items, cold_users.")] = None,
+    backbones: Annotated[str | None, Parameter(help="Comma-separated names of DeepCTR-Torch models.")] = None,
+    arms: Annotated[
+        str | None, Parameter(help="Comma-separated arms; the wrong_ and stale_ ones only if named.")
+    ] = None,
+    seeds: Annotated[int | None, Parameter(help="How many seeds.")] = None,
+    users: Annotated[int | None, Parameter(help="A random sample of so many users.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of cells, embeddings and reports (default: lift).")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """AUC with and without knowledge, with controls and intervals; an interrupted matrix goes on where it was."""
+    from flows.lift import lift as measure
+    from flows.lift import matrix_config, summary
+
+    matrix = _params(
+        lambda **values: matrix_config(quick, **values),
+        protocols=_names(protocols),
+        backbones=_names(backbones),
+        arms=_names(arms),
+        seeds=None if seeds is None else tuple(range(seeds)),
+        users=users,
+    )
+    with _results_only(json) as stream:
+        report = measure(config, dataset, knowledge, out, matrix)
+        _write(stream, report, json, lambda: summary(report))
+
+
 @pools.command
 def build(
     *,
@@ -437,6 +473,10 @@ def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, o
         # A folder given on the command line is relative to where the command stands, not to the config file.
         given["engine.model"] = str(Path(model).resolve()) if model and Path(model).exists() else model
     return given
+
+
+def _names(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(name.strip() for name in given.split(","))
 
 
 def _params(make: Callable[..., Params], **values: object) -> Params:

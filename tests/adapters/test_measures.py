@@ -4,7 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from adapters.measures import auc, bootstrap_auc_difference, logloss
+from adapters.measures import (
+    auc,
+    bootstrap_auc_difference,
+    calibration_error,
+    gauc,
+    logloss,
+    resample_users,
+    resampled_aucs,
+    user_aucs,
+)
 
 
 @given(
@@ -55,3 +64,42 @@ def test_bootstrap_averages_over_seeds() -> None:
     both = bootstrap_auc_difference(label, np.stack([base, base]), np.stack([first, second]), user, draws=1, seed=0)
     expected = (auc(label, first) + auc(label, second)) / 2 - auc(label, base)
     assert both[0] == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(0, 60), users=st.integers(1, 8))
+def test_gauc_is_the_mean_auc_of_users_by_their_samples(seed: int, n: int, users: int) -> None:
+    rng = np.random.default_rng(seed)
+    label, score = rng.integers(0, 2, n).astype(np.float32), rng.integers(0, 4, n).astype(np.float32)
+    user = rng.integers(0, users, n)
+    by_user = user_aucs(label, score, user, users)
+    total = weight = 0.0
+    for u in range(users):
+        mine = user == u
+        alone = auc(label[mine], score[mine])
+        assert by_user[u] == pytest.approx(alone, nan_ok=True)
+        if np.isfinite(alone):
+            total, weight = total + alone * mine.sum(), weight + mine.sum()
+    assert gauc(label, score, user) == pytest.approx(total / weight if weight else np.nan, nan_ok=True)
+
+
+def test_calibration_error_averages_the_gaps_of_equal_bins() -> None:
+    probability = np.linspace(0.01, 0.99, 200)
+    rng = np.random.default_rng(0)
+    label = (rng.random(200) < probability).astype(np.float32)
+    order = rng.permutation(200)
+    expected = sum(abs(label[b : b + 10].mean() - probability[b : b + 10].mean()) / 20 for b in range(0, 200, 10))
+    assert calibration_error(label[order], probability[order]) == pytest.approx(expected)
+    assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0
+    assert calibration_error(np.array([1.0, 0.0]), np.array([0.5, 0.5]), bins=1) == 0
+    assert np.isnan(calibration_error(np.zeros(0), np.zeros(0)))
+
+
+def test_a_resample_is_the_auc_of_its_users_repeated() -> None:
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 6, 80)
+    label, score = rng.integers(0, 2, 80).astype(np.float32), rng.integers(0, 20, 80).astype(np.float32)
+    drawn = resample_users(6, 5, seed=3)
+    assert (drawn.sum(axis=1) == 6).all()
+    for times, found in zip(drawn, resampled_aucs(label, score, user, drawn), strict=True):
+        rows = np.repeat(np.arange(80), times[user])
+        assert found == pytest.approx(auc(label[rows], score[rows]))

@@ -20,6 +20,7 @@ from adapters.backbone import CtrModel
 from adapters.config import AdapterConfig, Backbone, CtrConfig
 from adapters.features import StoredKnowledge
 from adapters.fit import fit, predict
+from adapters.lift.shuffles import deal_to_others
 from adapters.materialise import materialise_items, materialise_users
 from adapters.measures import auc, bootstrap_auc_difference, logloss
 from adapters.samples import Samples, time_split
@@ -170,34 +171,6 @@ def measure_lift(
         differences=tuple(differences),
         seconds=seconds,
     )
-
-
-def deal_to_others(entity: np.ndarray, row: np.ndarray, vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Text vectors [rows, d] in which every entity holds another's: entities are put in a random ring and each takes
-    those of the next, in order of time.
-
-    `entity` and `row` [n] say which entity holds which row (-1: none), as samples do; an entity's rows are in order of
-    time. It takes the other's first, second, ... row for its own, and the other's last for any beyond. So an entity's
-    vectors still belong together and are real texts, only not its own. Rows that no sample holds stay.
-
-    Raises InputError when fewer than two entities hold rows.
-    """
-    held = row >= 0
-    rows, first = np.unique(row[held], return_index=True)
-    owner = entity[held][first]
-    rows = rows[np.lexsort((rows, owner))]
-    owners, start, count = np.unique(np.sort(owner), return_index=True, return_counts=True)
-    if len(owners) == 1:
-        raise InputError("Knowledge of a single entity cannot be shuffled. Give more, or leave out the shuffled arm.")
-    ring = rng.permutation(len(owners))
-    giver = np.empty(len(owners), dtype=np.int64)
-    giver[ring] = np.roll(ring, -1)
-    taker = np.repeat(np.arange(len(owners)), count)
-    place = np.arange(len(rows)) - start[taker]
-    source = rows[start[giver[taker]] + np.minimum(place, count[giver[taker]] - 1)]
-    dealt: np.ndarray = vectors.copy()
-    dealt[rows] = vectors[source]
-    return dealt
 
 
 def _shuffled(

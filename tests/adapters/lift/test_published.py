@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.config import AdapterConfig
-from adapters.lift import Augment, LiftConfig, LiftReport, deal_to_others, measure_lift
+from adapters.lift.published import Augment, LiftConfig, LiftReport, measure_lift
 from adapters.train import train_adapter
 from adapters.trained import TrainedAdapter
 from tests.adapters.worlds import World
@@ -106,33 +106,3 @@ def test_augment_is_zero_where_nothing_was_known_yet(world: World, adapter: Trai
     assert not augment.has_user[early].any()
     assert not augment.user[early].any()
     assert augment.has_item.all()
-
-
-def test_dealing_gives_every_entity_the_texts_of_one_other() -> None:
-    # Entities 0, 1, 2 hold 3, 1 and 2 rows; vector k is just k. Row 9 is held by none.
-    entity = np.array([0, 0, 0, 1, 2, 2, 2, 0])
-    row = np.array([4, 5, 6, 0, 2, 3, 3, -1])
-    owners = {0: [4, 5, 6], 1: [0], 2: [2, 3]}
-    vectors = np.arange(10, dtype=np.float32)[:, None]
-    seen = set()
-    for seed in range(20):
-        dealt = deal_to_others(entity, row, vectors, np.random.default_rng(seed))[:, 0]
-        givers = []
-        for taker, rows in owners.items():
-            giver = next(g for g, theirs in owners.items() if dealt[rows[0]] in theirs)
-            assert giver != taker
-            theirs = owners[giver]
-            assert dealt[rows].tolist() == [theirs[min(k, len(theirs) - 1)] for k in range(len(rows))]
-            givers.append(giver)
-        assert sorted(givers) == [0, 1, 2]
-        assert dealt[[1, 7, 8, 9]].tolist() == [1, 7, 8, 9]
-        seen.add(tuple(givers))
-    assert len(seen) == 2
-
-
-def test_dealing_needs_two_entities_and_leaves_none_alone() -> None:
-    vectors = np.ones((2, 3), np.float32)
-    with pytest.raises(InputError, match="single entity"):
-        deal_to_others(np.array([0, 0]), np.array([0, 1]), vectors, np.random.default_rng(0))
-    nobody = deal_to_others(np.array([0, 1]), np.array([-1, -1]), vectors, np.random.default_rng(0))
-    np.testing.assert_array_equal(nobody, vectors)

@@ -1,0 +1,81 @@
+"""`lorestream lift` on made-up films: what it stores, prints and refuses."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flows.lift
+from adapters.lift.config import MatrixConfig
+from flows.cli import call
+from tests.adapters.lift.films import write_films
+from tests.adapters.lift.worlds import SMALL
+
+
+class Letters:
+    """An encoder that counts letters, and how often it was asked."""
+
+    encoder_id = "letters"
+    asked = 0
+
+    def __init__(self, config: object) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        type(self).asked += 1
+        return np.array([[text.count(c) for c in "abcdefghijklmnop0123456789"] for text in texts], np.float32)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    dataset, _ = write_films(tmp_path)
+    monkeypatch.setattr(flows.lift, "TextEncoder", Letters)
+    monkeypatch.setattr(Letters, "asked", 0)
+    chosen = {"backbones": ("DeepFM",), "seeds": (0,), "arms": ("base", "full"), "protocols": ("kar", "time")}
+    small = SMALL.model_copy(update={**chosen, "users": None})
+    monkeypatch.setattr(flows.lift, "matrix_config", lambda quick, **given: small)
+    return ["lift", "--dataset", str(dataset), "--out", str(tmp_path / "out")]
+
+
+def test_lift_prints_and_stores_one_report_and_does_nothing_twice(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call([*command, "--json"]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert printed["report"] == str(tmp_path / "out" / "report.html")
+    assert (printed["cells"], printed["missing"]) == (4, 0)
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored == {name: value for name, value in printed.items() if name != "report"}
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+    asked = Letters.asked
+    assert asked == 5
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*.json")}
+    assert call(command) == 0
+    out = capfd.readouterr().out
+    assert "full - base" in out
+    assert "report.html" in out
+    assert Letters.asked == asked
+    assert cells == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*.json")}
+
+
+def test_a_folder_without_ratings_is_named(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["lift", "--dataset", str(tmp_path / "nowhere")]) == 2
+    assert "ratings.parquet" in capfd.readouterr().err
+
+
+def test_names_that_are_no_arms_or_protocols_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["lift", "--protocols", "kar,tine"]) == 2
+    assert "protocols.1" in capfd.readouterr().err
+    assert call(["lift", "--knowledge", "somewhere", "--config", "nowhere.toml"]) == 2
+    assert "--knowledge goes with --dataset" in capfd.readouterr().err
+
+
+def test_quick_is_smaller_and_what_is_given_counts() -> None:
+    quick = flows.lift.matrix_config(True, seeds=None, users=None)
+    assert (quick.users, len(quick.seeds), quick.backbones) == (2000, 3, ("DIN", "DCNMix"))
+    assert flows.lift.matrix_config(True, users=50).users == 50
+    assert flows.lift.matrix_config(False) == MatrixConfig()
