@@ -97,6 +97,10 @@ class _StandIn:
     parts: Sequence[GroupText]
     place: Sequence[str]
 
+    @property
+    def rung(self) -> Rung:
+        return Rung.GROUP if any(part.rung is Rung.GROUP for part in self.parts) else Rung.GLOBAL
+
 
 def group_vectors(tree: pa.Table, texts: pa.Table, vectors: np.ndarray, has_vector: np.ndarray) -> GroupTexts:
     """What every leaf of `tree` (group_id, parent_id, generation, as_of) stands for.
@@ -211,8 +215,8 @@ class _Rows:
         """Take in `row`, with what `stand_in` stands for written into it."""
         if stand_in is not None:
             parts, text = stand_in.parts, stand_in.parts[0]
-            row["rung"] = str(Rung.GROUP if any(p.rung is Rung.GROUP for p in parts) else Rung.GLOBAL)
-            row["status"], row["texts_digest"] = OK, digest([p.texts_digest for p in parts])
+            row["rung"], row["status"] = str(stand_in.rung), OK
+            row["texts_digest"] = digest([p.texts_digest for p in parts])
             row["request_key"], row["prompt_version"], row["model"] = text.request_key, text.prompt_version, text.model
         self._rows.append(row)
         self._has.append(stand_in is not None)
@@ -241,11 +245,12 @@ def _stand_ins(
     start: datetime | None,
 ) -> list[_StandIn]:
     """What stands for an entity, in order of time; of two clusterings that hold from the same moment the later one.
+    The average of a clustering that does not know the entity takes no group's place.
 
     Who is in one kind's group needs no stranger's average for the other. `start`, where the entity has one, is when it
     begins: who joined a group only after that is a stranger until then.
     """
-    found: dict[int, _StandIn] = {}
+    found: list[_StandIn] = []
     for generation in generations:
         mine = [members.get(entity, {}).get(generation) for members in joined]
         since = [place[1] for place in mine if place is not None]
@@ -256,8 +261,7 @@ def _stand_ins(
                 averages.append(average)
                 begins.append(membership.texts.as_of[generation])
         if averages and (not since or (start is not None and min(since) > max(start, *begins))):
-            stand_in = _stand_in(max(begins), averages, [str(generation), *([""] * len(averages))])
-            found[stand_in.micros] = stand_in
+            found.append(_stand_in(max(begins), averages, [str(generation), *([""] * len(averages))]))
         for at in sorted(set(since)):
             parts, place = [], [str(generation)]
             for membership, membering in zip(memberships, mine, strict=True):
@@ -268,9 +272,16 @@ def _stand_ins(
                     parts.append(text)
                     place.append(membering[0])
             if parts:
-                stand_in = _stand_in(at, parts, place)
-                found[stand_in.micros] = stand_in
-    return [found[micros] for micros in sorted(found)]
+                found.append(_stand_in(at, parts, place))
+    # Later generations come later, so of one moment the last counts.
+    kept: list[_StandIn] = []
+    for stand_in in sorted(found, key=lambda each: each.micros):
+        if kept and kept[-1].rung is Rung.GROUP and stand_in.rung is Rung.GLOBAL:
+            continue
+        if kept and kept[-1].micros == stand_in.micros:
+            kept.pop()
+        kept.append(stand_in)
+    return kept
 
 
 def _stand_in(at: datetime, parts: Sequence[GroupText], place: Sequence[str]) -> _StandIn:

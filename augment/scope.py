@@ -133,8 +133,12 @@ def _register_scope(con: duckdb.DuckDBPyConnection, scope: Scope) -> None:
 
 
 def _register_groups(con: duckdb.DuckDBPyConnection, scope: Scope) -> None:
-    newest = "generation = (SELECT max(generation) FROM groups)"
-    con.execute(f"CREATE TEMP VIEW members AS SELECT * FROM group_members WHERE {newest}")
+    # Of each kind: an import may hold groups of one kind only.
+    for view, table in (("newest_groups", "groups"), ("members", "group_members")):
+        con.execute(
+            f"CREATE TEMP VIEW {view} AS SELECT * FROM {table} "
+            "SEMI JOIN (SELECT kind, max(generation) AS generation FROM groups GROUP BY kind) USING (kind, generation)"
+        )
     # Of a part of the warehouse, only groups with somebody in it.
     concerned = "true"
     if scope != Scope():
@@ -145,8 +149,8 @@ def _register_groups(con: duckdb.DuckDBPyConnection, scope: Scope) -> None:
             WHERE kind <> 'group_items' AND entity_id IN (SELECT user_id FROM scoped_partitions))"""
     con.execute(
         f"""
-        CREATE TEMP VIEW scoped_groups AS SELECT * FROM groups
-        WHERE {newest} AND {concerned} AND len(named) > 0
+        CREATE TEMP VIEW scoped_groups AS SELECT * FROM newest_groups
+        WHERE {concerned} AND len(named) > 0
             AND group_id NOT IN (SELECT parent_id FROM groups WHERE parent_id IS NOT NULL)
         """
     )

@@ -33,12 +33,12 @@ def form_groups(run: Run) -> None:
     if run.config.knowledge.mode == "individual":
         return
     with run.timed("groups"):
-        if stored_groups(run) is None:
+        # Imported groups take the place of a clustering.
+        if not newest_generation(run):
             cluster(run, 1)
         # A clustering that ends at `groups.until` has left out who is there already.
         frozen = stored_groups(run)
-        # Of imported groups only the members are known, so nobody can join.
-        if frozen is not None and len(frozen.groups["centroid"][0]):
+        if frozen is not None:
             _assign(run, frozen)
 
 
@@ -71,7 +71,7 @@ def cluster(run: Run, generation: int) -> dict[str, object]:
 
 
 def stored_groups(run: Run) -> FrozenGroups | None:
-    """The newest generation of groups, None before the first."""
+    """The newest generation of groups that others can join, None before the first."""
     tables = [read_table(run.ledger.files(name), schema) for name, schema in TABLES.items()]
     return FrozenGroups.newest(*tables)
 

@@ -36,7 +36,11 @@ class FrozenGroups:
 
     @classmethod
     def newest(cls, groups: pa.Table, members: pa.Table, factors: pa.Table) -> Self | None:
-        """The newest generation in stored tables of any; None when there is none yet."""
+        """The newest generation in stored tables of any; None when there is none yet.
+
+        Of imported groups only the members are known: nobody can join them, so they are passed over.
+        """
+        groups = groups.filter(pc.greater(pc.list_value_length(groups["centroid"]), 0))
         generation = pc.max(groups["generation"]).as_py()
         if generation is None:
             return None

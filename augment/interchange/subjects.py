@@ -33,8 +33,8 @@ def find_subjects(
 ) -> dict[tuple[EntityKind, str], Subject]:
     """What the entities of `texts` are in the warehouse; absent ones are left out.
 
-    An item is its newest version, a user the newest sealed partition. A group is one of the newest generation, named by
-    the id under which it was imported or by its whole id.
+    An item is its newest version, a user the newest sealed partition. A group is of the newest generation of its kind,
+    named by the id under which it was imported or by its whole id.
     """
     wanted = {(text.entity, text.entity_id) for text in texts if isinstance(text, ImportedText)}
     found: dict[tuple[EntityKind, str], Subject] = {}
@@ -72,5 +72,5 @@ _NEWEST_PARTITIONS = """
 
 _NEWEST_GROUPS = """
     SELECT kind, generation, group_id, named, as_of FROM groups
-    WHERE generation = (SELECT max(generation) FROM groups)
+    SEMI JOIN (SELECT kind, max(generation) AS generation FROM groups GROUP BY kind) USING (kind, generation)
 """

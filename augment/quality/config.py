@@ -32,8 +32,8 @@ class QualityConfig(BaseModel, frozen=True, extra="forbid"):
 
     # One word ("Unknown.") is no knowledge; two may be ("Likes lamps.").
     min_words: int = Field(2, ge=1)
-    # No answer to one of our questions is as long as a chapter: what was imported by mistake is. Of group texts the
-    # longest has 740 words.
+    # No answer to one of our questions is as long as a chapter: what was imported by mistake is. Of REKI's texts
+    # about groups the longest has 1,399 words.
     max_words: int = Field(5000, ge=1)
 
     # Repetition, after MassiveText (arXiv 2112.11446, table A1), where lines and paragraphs have 0.30 by number and

@@ -198,6 +198,25 @@ def test_a_user_in_two_kinds_of_groups_stands_for_both() -> None:
     np.testing.assert_allclose(found.vectors, [[0.5, 0.0, 0.5]])
 
 
+def test_the_average_of_a_later_clustering_takes_no_groups_place() -> None:
+    trees = pa.concat_tables([tree(at(1)), _of_generation_two(tree(at(3)))])
+    answered, vectors, _ = texts(["a1", "b"])
+    both = pa.concat_tables([answered, _of_generation_two(answered)])
+    vectors = np.concatenate([vectors, np.full((2, 3), 7, np.float32)])
+    second = _of_generation_two(_member("u1", "b")).set_column(3, "joined_at", pa.array([at(3)], TIMESTAMP))
+    members = pa.concat_tables([_member("u0", "a1"), second])
+    found = climb(
+        pa.chunked_array([pa.array([], pa.string())]),
+        pa.chunked_array([pa.array([], TIMESTAMP)]),
+        np.zeros(0, bool),
+        pa.table({"entity_id": [], "partition_no": [], "valid_from": [], "source_digest": []}),
+        [Membership(members, group_vectors(trees, both, vectors, np.ones(4, bool)))],
+        3,
+    )
+    rows = [(row["entity_id"], row["valid_from"], row["rung"]) for row in found.rows.to_pylist()]
+    assert rows == [("u0", at(1), "group"), ("u1", at(1), "global"), ("u1", at(3), "group")]
+
+
 def test_what_a_row_is_made_of_is_named_by_its_digest() -> None:
     one, other = (climbed({"u0": ("a1", 1)}, answered, {}, 1).rows for answered in (["a1"], ["a1", "a2"]))
     stranger, changed = (climbed({}, answered, {}, 1).rows for answered in (["a1"], ["a1", "a2"]))
@@ -220,3 +239,18 @@ def _member(user: str, leaf: str) -> pa.Table:
             "joined_at": pa.array([at(1)], TIMESTAMP),
         }
     )
+
+
+def _of_generation_two(table: pa.Table) -> pa.Table:
+    """The same rows, of groups with other names."""
+    columns = {}
+    for name in table.column_names:
+        values = table[name].to_pylist()
+        if name in ("group_id", "parent_id"):
+            values = [None if value is None else f"second {value}" for value in values]
+        elif name == "entity_id" and "request_key" in table.column_names:
+            values = [f"second {value}" for value in values]
+        elif name == "generation":
+            values = [2] * len(values)
+        columns[name] = pa.array(values, table.schema.field(name).type)
+    return pa.table(columns)

@@ -457,6 +457,20 @@ def test_groups_that_are_imported_again_are_the_same_groups(tmp_path: Path) -> N
     assert (other["unchanged"], "groups_unchanged" in other) == (0, False)
 
 
+def test_groups_of_one_kind_that_are_imported_leave_the_other_kinds_as_they_are(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n[budget]\nmax_calls = 1\n" + GROUPS)
+    assert run_once(shop).report.calls_by_kind == {"group_likes": 1}
+    members, texts = _group_files(tmp_path)
+    import_knowledge(load_config(shop), texts, None, members, None)
+    shop.write_text(shop.read_text().replace("max_calls = 1\n", "max_calls = 99\n"))
+    write_events(tmp_path, "-later", [event(7, n, 60 + n) for n in range(2)])
+    # Nobody asks about the items' own groups any more; that of the other users is asked about, and somebody new joins.
+    assert run_once(shop).report.calls_by_kind == {"group_likes": 1}
+    assert rungs(shop, "user_features")["group"] == 4
+    items = lorestream.open(tmp_path / "warehouse").table("item_features").to_arrow().to_pylist()
+    assert {row["item_id"] for row in items if row["rung"] == "group"} == {"i0", "i1", "i2", "i3"}
+
+
 def test_an_import_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
     shop = shop_with(tmp_path, "[knowledge]\nmode = 'collective'\n")
     members, texts = _group_files(tmp_path)
