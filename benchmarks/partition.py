@@ -75,29 +75,41 @@ CONTESTANTS: dict[str, Callable[[Path, Path], int]] = {
 
 
 def synthesise(folder: Path, events: int) -> None:
-    """Logs as they come in, file by file in order of time: `events` over three years, whole seconds, of 300,000 users.
-
-    How much a user does is log-normal (sigma 1.3: the busiest have thousands of events); 100,000 items by Zipf's law.
-    """
-    rng = np.random.default_rng(7)
-    users, items, files, years = 300_000, 100_000, max(1, round(events / 2_000_000)), 3 * 365 * 86_400
-    activity = np.cumsum(rng.lognormal(0.0, 1.3, users))
-    popularity = np.cumsum(1 / np.arange(1, items + 1) ** 0.9)
-    user_ids = pa.array([f"u{n:07d}" for n in range(users)])
-    item_ids = pa.array([f"item{n:06d}" for n in range(items)])
+    """Logs as they come in, file by file in order of time: `events` over three years of 300,000 users."""
+    files = max(1, round(events / 2_000_000))
+    log = Log(users=300_000, items=100_000)
     for number in range(files):
         size = events * (number + 1) // files - events * number // files
-        seconds = np.sort(rng.integers(years * number // files, years * (number + 1) // files, size)) + 1_500_000_000
-        user = np.searchsorted(activity, rng.random(size) * activity[-1])
-        item = np.searchsorted(popularity, rng.random(size) * popularity[-1])
+        pq.write_table(log.piece(number / files, (number + 1) / files, size), folder / f"{number:03d}.parquet")
+
+
+class Log:
+    """Three years of made-up behaviour, whole seconds, piece by piece.
+
+    How much a user does is log-normal (sigma 1.3: the busiest do thousands of things); items follow Zipf's law.
+    """
+
+    def __init__(self, users: int, items: int) -> None:
+        self._rng = np.random.default_rng(7)
+        self._activity = np.cumsum(self._rng.lognormal(0.0, 1.3, users))
+        self._popularity = np.cumsum(1 / np.arange(1, items + 1) ** 0.9)
+        self._user_ids = pa.array([f"u{n:07d}" for n in range(users)])
+        self._item_ids = pa.array([f"item{n:06d}" for n in range(items)])
+
+    def piece(self, begin: float, end: float, size: int) -> pa.Table:
+        """`size` behaviours of the part [begin, end) of the three years, in order of time."""
+        rng, years = self._rng, 3 * 365 * 86_400
+        seconds = np.sort(rng.integers(int(years * begin), int(years * end), size)) + 1_500_000_000
+        user = np.searchsorted(self._activity, rng.random(size) * self._activity[-1])
+        item = np.searchsorted(self._popularity, rng.random(size) * self._popularity[-1])
         columns = [
-            user_ids.take(pa.array(user)),
-            item_ids.take(pa.array(item)),
+            self._user_ids.take(pa.array(user)),
+            self._item_ids.take(pa.array(item)),
             pa.array(seconds * 1_000_000).cast(BEHAVIOURS.field("ts").type),
             pa.array(rng.integers(1, 6, size).astype(np.float32)),
             pa.repeat("interact", size),
         ]
-        pq.write_table(pa.table(columns, schema=BEHAVIOURS), folder / f"{number:03d}.parquet")
+        return pa.table(columns, schema=BEHAVIOURS)
 
 
 def convert(ml1m: Path, folder: Path) -> None:

@@ -120,6 +120,12 @@ def run_once(
 ) -> Run:
     """A run without Prefect, its stages in order."""
     run = open_run(config_file, scripted, scope, quick=quick)
+    run_stages(run)
+    return run
+
+
+def run_stages(run: Run) -> None:
+    """All stages of a run, in order."""
     stages.ingest(run)
     stages.partition(run)
     grouping.form_groups(run)
@@ -127,4 +133,3 @@ def run_once(
     stages.encode(run, SILENT)
     stages.adapt(run)
     stages.publish(run)
-    return run

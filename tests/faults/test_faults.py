@@ -1,0 +1,51 @@
+"""After any faults, a run to its end gives the tables of undisturbed runs and pays for no stored call again."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("schedules.py")
+
+pytestmark = pytest.mark.faults
+
+
+def schedules(folder: Path, first: int, last: int) -> list[dict[str, object]]:
+    """What became of the schedules of these seeds."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), str(first), str(last)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def check(found: list[dict[str, object]], count: int) -> None:
+    assert len(found) == count
+    injected: Counter[str] = Counter()
+    for one in found:
+        assert one["repeated"] == 0, one
+        assert one["differences"] == [], one
+        assert one["orphans"] == [], one
+        assert int(str(one["asked_again"])) <= int(str(one["allowed"])), one
+        injected.update(one["injected"])  # type: ignore[arg-type]
+    sys.stderr.write(f"{len(found)} schedules; injected: {dict(sorted(injected.items()))}; repeated calls 0\n")
+    assert sum(injected.values()) > count
+
+
+def test_twenty_schedules_of_faults(tmp_path: Path) -> None:
+    check(schedules(tmp_path, 0, 20), 20)
+
+
+@pytest.mark.slow
+def test_two_hundred_schedules_of_faults(tmp_path: Path) -> None:
+    check(schedules(tmp_path, 1000, 1200), 200)
