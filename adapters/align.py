@@ -67,7 +67,7 @@ def align(
 ) -> Fitted:
     """The knowledge module left at the epoch of the best validation log loss of its head; no CTR model takes part.
 
-    loss = (InfoNCE(a_u, e_u) + InfoNCE(a_i, e_i)) / 2 + knowledge_loss_weight * BCE(head(knowledge))
+    loss = align_weight * (InfoNCE(a_u, e_u) + InfoNCE(a_i, e_i)) / 2 + knowledge_loss_weight * BCE(head(knowledge))
 
     by AdamW, over the distinct users and items of each batch that have a text vector and a collaborative embedding e
     (see `collaborative_embeddings`, of the training samples). With `knowledge_loss_weight` 0 the head learns beside the
@@ -115,7 +115,8 @@ def align(
                     codes, vectors = _distinct(entity[rows], row[rows])
                     if len(codes) > 1:
                         made = tower(torch.from_numpy(vectors).to(device))
-                        loss = loss + info_nce(made, target[codes], config.align_temperature) / 2
+                        likeness = info_nce(made, target[codes], config.align_temperature)
+                        loss = loss + config.align_weight * likeness / 2
                 total += float(loss.detach()) * len(rows)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -200,7 +200,16 @@ def test_an_adapter_from_before_versions_and_fusion_loads(world: World, tmp_path
     (tmp_path / "a" / "weights.safetensors").write_bytes(content)
     meta = json.loads((tmp_path / "a" / "meta.json").read_text())
     meta["weights_digest"] = blake2b(content, digest_size=16).hexdigest()
-    for name in ("form", "fusion", "attention_dim", "objective", "align_temperature", "batch_norm", "one_gate"):
+    for name in (
+        "form",
+        "fusion",
+        "attention_dim",
+        "objective",
+        "align_weight",
+        "align_temperature",
+        "batch_norm",
+        "one_gate",
+    ):
         del meta["config"][name]
     del meta["gates"]
     (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
