@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from adapters.lift.config import QUICK, MatrixConfig
+from adapters.config import AdapterConfig, CtrConfig
+from adapters.lift.config import QUICK, MatrixConfig, TowerConfig
 from augment.encode import EncoderConfig, TextEncoder
 from augment.scope import Scope
 from flows.config import load_config
@@ -57,6 +58,7 @@ def lift(
             raise UsageError("--knowledge goes with --dataset; a warehouse holds its own knowledge.")
         loaded = load_config(config)
         folder = out or loaded.base / OUTPUT
+        matrix = as_configured(matrix, loaded.adapter)
         with closing_run(loaded, Scope()) as run:
             encode = cached_encode(run.encoder, folder / "embeddings")
             data = stored_data(config.resolve().parent.name, run.stored, run.labelled_events, encode, longest)
@@ -86,6 +88,24 @@ def lift(
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(html_page(report), encoding="utf-8")
     return {**result, "report": str(folder / "report.html")}
+
+
+def as_configured(matrix: MatrixConfig, adapter: AdapterConfig) -> MatrixConfig:
+    """The matrix with the CTR model and the adapter of a warehouse's `[adapter]` section: lift measures those."""
+    ctr = CtrConfig.model_validate({name: getattr(adapter, name) for name in CtrConfig.model_fields})
+    tower = TowerConfig(
+        components=adapter.components,
+        whitening=adapter.whitening,
+        out_dim=adapter.out_dim,
+        shared=adapter.shared,
+        dedicated=adapter.dedicated,
+        hidden=adapter.expert_hidden,
+        dropout=adapter.expert_dropout,
+        linear_path=adapter.linear_path,
+        weight_decay=adapter.adapter_weight_decay,
+        head_weight=adapter.knowledge_loss_weight,
+    )
+    return matrix.model_copy(update={"ctr": ctr, "tower": tower, "history_length": adapter.history_length})
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -24,18 +24,19 @@ class PlainTowers(nn.Module):
     """What experts are measured against: per side Linear, ReLU, Linear, as wide as all experts of a tower together,
     beside the same linear path. Shapes: [b, d] -> [b, out]."""
 
-    def __init__(self, dim: int, config: TowerConfig) -> None:
+    def __init__(self, user_dim: int, item_dim: int, config: TowerConfig) -> None:
         super().__init__()
         width = config.hidden * (config.shared + config.dedicated)
+        dims = {"user": user_dim, "item": item_dim}
 
-        def tower() -> nn.Module:
+        def tower(dim: int) -> nn.Module:
             return nn.Sequential(
                 nn.Linear(dim, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, config.out_dim)
             )
 
-        self.towers = nn.ModuleDict({"user": tower(), "item": tower()})
+        self.towers = nn.ModuleDict({side: tower(dim) for side, dim in dims.items()})
         self.linear = nn.ModuleDict(
-            {side: nn.Linear(dim, config.out_dim, bias=False) for side in ("user", "item") if config.linear_path}
+            {side: nn.Linear(dim, config.out_dim, bias=False) for side, dim in dims.items() if config.linear_path}
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -80,15 +81,21 @@ class CellKnowledge(Knowledge):
         # Where the dot products stand: those with the history's two means, and the one of both sides.
         self.dots = [user + 2 * out + 2, user + 3 * out + 4] if self.has_item else []
         self.dots += [self.dim - 1] if self.has_user and self.has_item else []
+        given_sides = {"user": known.user, "item": known.item}
+        tables = {name: _reduced(side, train, config) for name, side in given_sides.items() if side is not None}
+        widths = {name: sum(table.shape[1] for table in made) for name, made in tables.items()}
+        # A side without texts has a tower all the same, which nothing reads.
+        dims = tuple(widths.get(name, max(widths.values())) for name in ("user", "item"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.towers = PlainTowers(config.components, config) if mlp else _experts(config)
-        for side, given in (("item", known.item), ("user", known.user)):
-            if given is not None:
-                for place, table in enumerate(_reduced(given, train, config)):
-                    self.register_buffer(f"{side}_table_{place}", table, persistent=False)
-                rows = torch.from_numpy(np.stack(given.rows, axis=1) + 1)
-                self.register_buffer(f"{side}_rows", rows, persistent=False)
+            self.towers = PlainTowers(*dims, config) if mlp else _experts(*dims, config)
+        for side, made in tables.items():
+            given = given_sides[side]
+            assert given is not None, side
+            for place, table in enumerate(made):
+                self.register_buffer(f"{side}_table_{place}", table, persistent=False)
+            rows = torch.from_numpy(np.stack(given.rows, axis=1) + 1)
+            self.register_buffer(f"{side}_rows", rows, persistent=False)
         if known.item is not None:
             assert known.item.of_item is not None, "items' texts are read for histories too"
             assert len(known.item.tables) == 1, "an item has texts of one source"
@@ -127,8 +134,8 @@ class CellKnowledge(Knowledge):
         """The user tower's output per sample; a batch holds few distinct texts of users."""
         distinct, place = torch.unique(rows, dim=0, return_inverse=True)
         x = torch.cat([table[distinct[:, n]] for n, table in enumerate(tables)], dim=1)
-        out: Tensor = self.towers.user(x)[place]
-        return out
+        out: Tensor = self.towers.user(x)
+        return out[place]
 
     def _dot(self, one: Tensor, other: Tensor) -> Tensor:
         return (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
@@ -150,10 +157,10 @@ class CellHead(nn.Module):
         return logits.squeeze(1)
 
 
-def _experts(config: TowerConfig) -> HybridExpertAdapter:
+def _experts(user_dim: int, item_dim: int, config: TowerConfig) -> HybridExpertAdapter:
     return HybridExpertAdapter(
-        config.components,
-        config.components,
+        user_dim,
+        item_dim,
         shared=config.shared,
         dedicated=config.dedicated,
         hidden=config.hidden,
@@ -164,10 +171,16 @@ def _experts(config: TowerConfig) -> HybridExpertAdapter:
 
 
 def _reduced(side: Side, train: np.ndarray, config: TowerConfig) -> list[Tensor]:
-    """Each table as [1 + rows, its share of the components], whitened; row 0 is zero and stands for no text."""
-    share = config.components // len(side.tables)
+    """Each table as [1 + rows, its share of the components], whitened, or as it is without any components to reduce to.
+
+    Row 0 is zero and stands for no text.
+    """
     reduced = []
     for place, (table, rows) in enumerate(zip(side.tables, side.rows, strict=True)):
+        if config.components is None:
+            reduced.append(torch.from_numpy(np.concatenate([np.zeros_like(table[:1]), table])))
+            continue
+        share = config.components // len(side.tables)
         width = config.components - share * (len(side.tables) - 1) if place == 0 else share
         read = np.unique(rows[train])
         read = read[read >= 0]

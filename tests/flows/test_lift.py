@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import flows.lift
+from adapters.config import AdapterConfig, CtrConfig
 from adapters.lift.config import MatrixConfig
 from flows.cli import call
 from tests.adapters.lift.films import write_films
@@ -79,3 +80,14 @@ def test_quick_is_smaller_and_what_is_given_counts() -> None:
     assert (quick.users, len(quick.seeds), quick.backbones) == (2000, 3, ("DIN", "DCNMix"))
     assert flows.lift.matrix_config(True, users=50).users == 50
     assert flows.lift.matrix_config(False) == MatrixConfig()
+
+
+def test_a_warehouses_lift_measures_the_adapter_that_its_configuration_names() -> None:
+    adapter = AdapterConfig(components=None, shared=1, dedicated=5, expert_hidden=7, out_dim=9, linear_path=False)
+    configured = flows.lift.as_configured(MatrixConfig(seeds=(4,)), adapter)
+    tower = configured.tower
+    assert (tower.components, tower.shared, tower.dedicated, tower.hidden, tower.out_dim) == (None, 1, 5, 7, 9)
+    assert (tower.linear_path, tower.weight_decay) == (False, adapter.adapter_weight_decay)
+    assert configured.ctr == CtrConfig.model_validate({n: getattr(adapter, n) for n in CtrConfig.model_fields})
+    assert configured.ctr.learning_rate == adapter.learning_rate
+    assert (configured.history_length, configured.seeds) == (adapter.history_length, (4,))

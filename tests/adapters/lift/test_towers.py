@@ -88,6 +88,16 @@ def test_two_tables_of_a_side_share_its_components(data: LiftData) -> None:
     assert not module.user_table_0[0].any()
 
 
+def test_kars_layer_reads_the_raw_vectors(data: LiftData) -> None:
+    split = split_by("kar", data.samples)
+    known = known_to(arm_specs(data, "kar")["full"], data, split, 0)
+    raw = TowerConfig(components=None, out_dim=4, hidden=8, linear_path=False, head_weight=0, dropout=0)
+    module = CellKnowledge(known, split.samples, split.train, raw, 0, "cpu", False)
+    np.testing.assert_array_equal(module.item_table_0[1:].numpy(), data.sources["facts"].vectors)
+    assert module.towers.item_dim == data.sources["facts"].vectors.shape[1]
+    assert module.towers.user_linear is None
+
+
 def test_equal_seeds_give_equal_towers_and_leave_the_callers_random_state(data: LiftData) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
