@@ -10,7 +10,7 @@ from dataclasses import replace as with_changes
 from datetime import datetime
 from pathlib import Path
 
-from warehouse.join import ENTITY
+from warehouse.clock import ENTITY
 from warehouse.keys import digest
 from warehouse.manifest import publish_files
 from warehouse.schemas import FEATURES, FEATURES_CONTRACT

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import duckdb
 
+from warehouse.clock import ENTITY, newest
 from warehouse.fitness import rung_counts
-from warehouse.join import ENTITY, newest
 from warehouse.schemas import FEATURES, Rung
 from warehouse.snapshot import Snapshot, read_manifest
 from warehouse.sql import connect, parquet_view

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, model_validator
 
+from warehouse.clock import ENTITY
 from warehouse.errors import LorestreamError
-from warehouse.join import ENTITY
 from warehouse.schemas import FEATURES, Rung
 from warehouse.snapshot import Snapshot
 from warehouse.sql import connect, parquet_view
