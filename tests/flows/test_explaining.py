@@ -15,7 +15,7 @@ from augment.engine.scripted import ScriptedEngine
 from flows.cli import call
 from flows.config import load_config
 from flows.explaining import as_page
-from tests.flows.shop import START, event, open_shop, run_once, write_events
+from tests.flows.shop import START, event, open_shop, run_once, write_events, write_items
 from warehouse.errors import UsageError
 from warehouse.reader import Warehouse
 
@@ -52,18 +52,19 @@ def explanations(warehouse: Warehouse) -> Iterator[dict[str, Any]]:
             yield warehouse.explain(valid_from + timedelta(microseconds=1), **names)
 
 
-def unusable_second(prompt: str) -> str:
-    return "" if prompt.count("stars") == 3 else f"Likes {len(prompt)} lamps."
+def unusable_in_part(prompt: str) -> str:
+    """No answer about second partitions, nor about items once they are called silent."""
+    return "" if prompt.count("stars") == 3 or "Silent" in prompt else f"Likes {len(prompt)} lamps."
 
 
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        (CASCADE, unusable_second),
+        (CASCADE, unusable_in_part),
         ("[knowledge]\nmode = 'collective'\n" + GROUPS, None),
-        ("[knowledge]\nmode = 'mixed'\n[budget]\nmax_calls = 9\n" + GROUPS, None),
+        ("[knowledge]\nmode = 'mixed'\n[budget]\nmax_calls = 12\n" + GROUPS, unusable_in_part),
     ],
-    ids=["unusable", "collective", "budget"],
+    ids=["individual", "collective", "mixed"],
 )
 def test_every_row_of_a_run_is_traced_to_the_texts_that_its_digest_names(
     tmp_path: Path, settings: str, answer: Any
@@ -71,7 +72,8 @@ def test_every_row_of_a_run_is_traced_to_the_texts_that_its_digest_names(
     shop = shop_with(tmp_path, settings)
     run_once(shop, None if answer is None else ScriptedEngine(answer))
     write_events(tmp_path, "-later", [event(1, n, 50 + n) for n in range(2)] + [event(7, n, 50 + n) for n in range(2)])
-    run_once(shop)
+    write_items(tmp_path, ["Quiet Lamp 0", "Silent Lamp 1", "Quiet Lamp 2", "Quiet Lamp 3"])
+    run_once(shop, None if answer is None else ScriptedEngine(answer))
     found = list(explanations(opened(shop)))
     assert {"user_id", "item_id"} <= {key for made in found for key in made}
     for made in found:
