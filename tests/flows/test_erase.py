@@ -16,6 +16,7 @@ from flows.cli import call
 from flows.config import load_config
 from flows.erase import erase_entities
 from tests.byte_scan import files_with
+from tests.flows.conftest import ROOT
 from tests.flows.erased_shop import (
     ITEM,
     ITEM_WORDS,
@@ -345,3 +346,10 @@ def test_an_erasure_that_is_killed_is_completed_by_the_same_call_again(finished:
 def test_an_erasure_that_is_killed_anywhere_is_completed(finished: Path, tmp_path: Path) -> None:
     steps = list(range(150))
     assert 60 < check_killed(finished, tmp_path, steps) < len(steps)
+
+
+def test_no_parameter_of_a_flow_can_hold_an_id_because_erasure_is_none() -> None:
+    """Prefect stores the parameters of flows in a database that an erasure cannot reach."""
+    script = "import sys, flows.erase; assert 'prefect' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
