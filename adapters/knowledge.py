@@ -94,23 +94,35 @@ def item_vectors(stored: Stored) -> EntityVectors:
     return _read(stored, ITEM_KIND, "true")
 
 
-def in_chunks(stored: Stored, kind: str, chunk_rows: int = 200_000) -> Iterator[EntityVectors]:
-    """The rows of `user_vectors` or `item_vectors` in pieces of about `chunk_rows`, an entity never split."""
+def in_chunks(
+    stored: Stored, kind: str, chunk_rows: int = 200_000, only: pa.Table | None = None
+) -> Iterator[EntityVectors]:
+    """The rows of `user_vectors` or `item_vectors` in pieces of about `chunk_rows`, an entity never split.
+
+    With `only`, those of the entities in its column entity_id.
+    """
+    if only is not None and not only.num_rows:
+        return
+    among = "true" if only is None else "entity_id IN (SELECT entity_id FROM wanted)"
     with connect() as con:
+        if only is not None:
+            con.register("wanted", only)
         parquet_view(con, "requests", stored.requests, REQUESTS)
         parquet_view(con, "members", stored.group_members, GROUP_MEMBERS)
         [(rows,)] = con.execute(
-            "SELECT (SELECT count(*) FROM requests WHERE kind = $kind) + "
-            "(SELECT count(*) FROM members WHERE list_contains($groups, kind))",
+            f"SELECT (SELECT count(*) FROM requests WHERE kind = $kind AND {among}) + "
+            f"(SELECT count(*) FROM members WHERE list_contains($groups, kind) AND {among})",
             {"kind": kind, "groups": list(stored.group_kinds(kind))},
         ).fetchall()
     chunks = max(1, -(-rows // chunk_rows))
     for chunk in range(chunks):
-        yield _read(stored, kind, f"hash(entity_id) % {chunks} = {chunk}")
+        yield _read(stored, kind, f"{among} AND hash(entity_id) % {chunks} = {chunk}", only)
 
 
-def _read(stored: Stored, kind: str, condition: str) -> EntityVectors:
+def _read(stored: Stored, kind: str, condition: str, only: pa.Table | None = None) -> EntityVectors:
     with connect() as con:
+        if only is not None:
+            con.register("wanted", only)
         parquet_view(con, "requests", stored.requests, REQUESTS)
         parquet_view(con, "embeddings", stored.embeddings, embeddings_schema(stored.dim))
         answers_view(con, stored.knowledge)
@@ -150,7 +162,8 @@ def _load(con: duckdb.DuckDBPyConnection, stored: Stored, kind: str, condition: 
             ) = 1
         ) r
         JOIN (SELECT request_key, status, model FROM answers) k USING (request_key)
-        LEFT JOIN (SELECT DISTINCT ON (request_key) request_key, vector FROM embeddings
+        LEFT JOIN (SELECT DISTINCT ON (request_key) request_key, vector
+                   FROM embeddings SEMI JOIN (FROM requests WHERE kind = $kind AND {condition}) USING (request_key)
                    WHERE encoder_id = $encoder) e ON e.request_key = r.request_key AND k.status = 'ok'
         ORDER BY r.entity_id, r.partition_no, r.as_of, r.source_digest
         """,

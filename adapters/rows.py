@@ -21,7 +21,11 @@ _TABLES = {
 
 
 def missing_rows(
-    stored: Stored, adapter: TrainedAdapter, published: Mapping[str, Sequence[Path]], now: datetime
+    stored: Stored,
+    adapter: TrainedAdapter,
+    published: Mapping[str, Sequence[Path]],
+    now: datetime,
+    only: pa.Table | None = None,
 ) -> dict[str, Iterator[pa.Table]]:
     """Rows of `user_features` and `item_features` that `published` lacks, in their columns less `snapshot_id`; in
     pieces, made while they are read.
@@ -29,16 +33,21 @@ def missing_rows(
     A row counts as published when the one that readers see for its entity, source and instant is made of the same
     texts, with the same adapter and rung. An older one does not count: a configuration that is gone back to publishes
     its rows again, newer than those it left for the meantime. A row that only confirms what holds already is published
-    where something else was, for that instant.
+    where something else was, for that instant. With `only` just the entities in its column entity_id are looked at.
     """
-    return {name: _missing(stored, adapter, published.get(name, ()), name, now) for name in _TABLES}
+    return {name: _missing(stored, adapter, published.get(name, ()), name, now, only) for name in _TABLES}
 
 
 def _missing(
-    stored: Stored, adapter: TrainedAdapter, published: Sequence[Path], name: str, now: datetime
+    stored: Stored,
+    adapter: TrainedAdapter,
+    published: Sequence[Path],
+    name: str,
+    now: datetime,
+    only: pa.Table | None,
 ) -> Iterator[pa.Table]:
     kind, entity, _materialise = _TABLES[name]
-    for piece in in_chunks(stored, kind):
+    for piece in in_chunks(stored, kind, only=only):
         fresh = _unpublished(piece, published, name, entity, adapter.meta.version)
         if fresh.rows.num_rows:
             yield _rows(fresh, stored, adapter, name, now)
@@ -59,7 +68,7 @@ def _unpublished(
             WITH seen AS (
                 SELECT {entity} AS entity_id, valid_from, source_digest, request_key, texts_digest, rung,
                        adapter_version
-                FROM published
+                FROM published WHERE {entity} IN (SELECT entity_id FROM candidates)
                 QUALIFY row_number() OVER (
                     PARTITION BY {entity}, valid_from, source_digest ORDER BY {newest(entity)}
                 ) = 1

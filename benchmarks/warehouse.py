@@ -1,11 +1,13 @@
 """The warehouse at size: as-of join, publication, reading and incremental publication, with the peak memory of each.
 
-    python benchmarks/warehouse.py [--json] [--quick] [--parts join publication] [--repeats N]
+    python benchmarks/warehouse.py [--json] [--quick] [--parts join publication night] [--repeats N]
 
 join          10 million impressions on 2 million feature rows of 200,000 users, Parquet to an Arrow table in memory,
               against one bare DuckDB ASOF statement over the same files, in turns; both must find the same vectors
 publication   publish: 10 million user vectors of 32 numbers, in pieces, from memory to a snapshot;
               read: their ids and vectors as one Arrow table; add: 1 % new rows on top
+night         the publishing stage of a run over the vectors (384 numbers) of 400,000 texts about 200,000 users: of
+              everything, and after a night in which 1 % of the users got one text more
 
 Each step runs in a process of its own, so that peaks are its own; times leave out imports and the making of data, and
 are medians where a step is repeated. `--quick` takes a twentieth of everything.
@@ -34,11 +36,14 @@ if __name__ == "__main__":
     # Python looks beside a script first, where this one goes by the name of our package.
     sys.path[0] = str(Path(__file__).parents[1])
 
+from warehouse.fitness import ChecksConfig
 from warehouse.manifest import publish
 from warehouse.reader import open as open_warehouse
-from warehouse.schemas import FEATURES, TIMESTAMP
+from warehouse.schemas import FEATURES, KNOWLEDGE, REQUESTS, TIMESTAMP, embeddings_schema
+from warehouse.store import write_table
 
 DIM = 32
+TEXT_DIM = 384
 PIECE_ROWS = 200_000
 START = datetime(2024, 1, 1, tzinfo=UTC)
 YEAR_US = 365 * 86_400 * 1_000_000
@@ -185,12 +190,106 @@ def peak_mb() -> float:
     return int(status["VmHWM"].split()[0]) / 1024
 
 
+def make_night(folder: Path, users: int) -> None:
+    """What runs have stored of `users` with two answered partitions each, and what a night adds: 1 % have a third."""
+    from adapters.config import AdapterConfig
+    from adapters.train import fit_projection
+
+    rng = np.random.default_rng(5)
+    for name, first, rows in (("old", 0, 2 * users), ("new", 2 * users, users // 100)):
+        for lo in range(first, first + rows, PIECE_ROWS):
+            size = min(PIECE_ROWS, first + rows - lo)
+            numbers = np.arange(lo, lo + size)
+            keys = hex_keys(rng, size)
+            for table, made in {
+                "requests": answered_requests(keys, numbers % users, numbers // users, rng),
+                "knowledge": texts(keys),
+                "embeddings": embeddings(keys, rng),
+            }.items():
+                write_table(folder / "night" / table / f"{name}-{lo:010d}.parquet", made)
+    sample = rng.standard_normal((4000, TEXT_DIM), dtype=np.float32)
+    fit_projection(sample, sample, AdapterConfig(), encoder_id="encoder").save(folder / "adapter")
+
+
+def answered_requests(keys: pa.Array, users: np.ndarray, partitions: np.ndarray, rng: np.random.Generator) -> pa.Table:
+    rows = len(keys)
+    constants = {"kind": "user_summary", "prompt": "What does this reader like? " * 20, "group": None,
+                 "prompt_version": "version", "engine_id": "engine"}  # fmt: skip
+    columns = {
+        **{name: pa.repeat(pa.scalar(value, pa.string()), rows) for name, value in constants.items()},
+        "request_key": keys,
+        "entity_id": user_ids(users),
+        "partition_no": pa.array(partitions.astype(np.int32)),
+        "as_of": moments(rng, rows),
+        "source_digest": hex_keys(rng, rows),
+        "created_at": pa.repeat(pa.scalar(START, TIMESTAMP), rows),
+    }
+    return pa.table([columns[name] for name in REQUESTS.names], schema=REQUESTS)
+
+
+def texts(keys: pa.Array) -> pa.Table:
+    constants: dict[str, object] = {"text": "Likes quiet stories about lamps. " * 8, "status": "ok", "tokens_in": 200,
+                                    "finish_reason": "stop", "tokens_out": 60, "model": "m", "sampling": "{}",
+                                    "verification": "strict", "prompt_version": "version",
+                                    "created_at": START}  # fmt: skip
+    columns = [
+        keys if field.name == "request_key" else pa.repeat(pa.scalar(constants.get(field.name), field.type), len(keys))
+        for field in KNOWLEDGE
+    ]
+    return pa.table(columns, schema=KNOWLEDGE)
+
+
+def embeddings(keys: pa.Array, rng: np.random.Generator) -> pa.Table:
+    rows, schema = len(keys), embeddings_schema(TEXT_DIM)
+    vectors = pa.array(rng.standard_normal(rows * TEXT_DIM, dtype=np.float32))
+    columns = [keys, pa.repeat("encoder", rows), pa.FixedSizeListArray.from_arrays(vectors, TEXT_DIM)]
+    return pa.table([*columns, pa.array(np.zeros(rows, np.int32))], schema=schema)
+
+
+def night(folder: Path, new: int) -> dict[str, object]:
+    """The publishing stage of a run: of everything, or with `new` of what came since."""
+    from adapters.knowledge import Stored
+    from adapters.rows import missing_rows
+    from adapters.touched import inputs_of, touched_since
+    from adapters.trained import TrainedAdapter
+
+    adapter, root = TrainedAdapter.load(folder / "adapter"), folder / "published"
+
+    def stored(pattern: str) -> Stored:
+        requests, knowledge, vectors = (
+            sorted((folder / "night" / table).glob(pattern)) for table in ("requests", "knowledge", "embeddings")
+        )
+        return Stored(
+            requests=requests,
+            knowledge=knowledge,
+            embeddings=vectors,
+            engine_id="engine",
+            encoder_id="encoder",
+            dim=TEXT_DIM,
+            prompt_versions=dict.fromkeys(("user_summary", "item_facts"), "version"),
+        )
+
+    began = time.perf_counter()
+    known, now = stored("*" if new else "old-*"), datetime.now(UTC)
+    only, published = None, {}
+    if new:
+        current = open_warehouse(root).snapshot
+        published = {table: current.files(root, table) for table in FEATURES}
+        version = adapter.meta.version
+        only = touched_since(known, inputs_of(known, version), inputs_of(stored("old-*"), version))
+    rows = missing_rows(known, adapter, published, now, only)
+    made = publish(root, rows, replace=not new, now=now, lineage={}, checks=ChecksConfig())
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "peak_mb": peak_mb(), "rows": made.stats["user_features"]["rows_added"]}
+
+
 STEPS: dict[str, Callable[..., dict[str, object]]] = {
     "join_ours": join_ours,
     "join_bare": join_bare,
     "publish": publish_all,
     "read": read_all,
     "add": add_some,
+    "night": night,
 }
 
 
@@ -245,9 +344,27 @@ def measure_publication(folder: Path, scale: float, repeats: int) -> dict[str, f
     }
 
 
+def measure_night(folder: Path, scale: float, _repeats: int) -> dict[str, float]:
+    users = int(200_000 * scale)
+    make_night(folder, users)
+    full, new = in_child("night", folder, 0), in_child("night", folder, 1)
+    if (full["rows"], new["rows"]) != (2 * users, users // 100):
+        raise SystemExit(f"{full['rows']} and {new['rows']} rows were published of {users} users.")
+    return {
+        "texts": 2 * users,
+        "new_texts": users // 100,
+        "full_seconds": round(full["seconds"], 2),
+        "full_peak_mb": round(full["peak_mb"]),
+        "new_seconds": round(new["seconds"], 3),
+        "new_peak_mb": round(new["peak_mb"]),
+        "new_share_of_full": round(new["seconds"] / full["seconds"], 4),
+    }
+
+
 PARTS: dict[str, Callable[[Path, float, int], dict[str, float]]] = {
     "join": measure_join,
     "publication": measure_publication,
+    "night": measure_night,
 }
 
 

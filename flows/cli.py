@@ -360,6 +360,22 @@ def compact(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
 
 
 @app.command
+def mirror(
+    url: Annotated[str | None, Parameter(help="Instead of `mirror` in the configuration.")] = None,
+    /,
+    *,
+    config: ConfigPath = DEFAULT_CONFIG,
+    json: Json = False,
+) -> None:
+    """Copy the published tables to an object store, for `lorestream.open(URL)`; runs do it by themselves."""
+    from flows.config import load_config
+    from flows.mirroring import copy_to_mirror
+
+    loaded = load_config(config)
+    _print(copy_to_mirror(loaded.root, url or loaded.mirror), json)
+
+
+@app.command
 def gc(
     *,
     dry_run: Annotated[bool, Parameter(negative="", help="Print what would be removed; remove nothing.")] = False,

@@ -10,6 +10,7 @@ from prefect import flow
 
 from flows.config import load_config
 from flows.garbage import remove_garbage
+from flows.mirroring import copy_to_mirror
 from flows.refresh import stage_task
 from flows.run import utc_now
 from warehouse.compaction import compact as merge_files
@@ -28,6 +29,7 @@ def merge_small_files(root: Path, snapshots: SnapshotsConfig) -> dict[str, objec
 
 merge = stage_task(merge_small_files)
 collect = stage_task(remove_garbage)
+copy = stage_task(copy_to_mirror, retries=2)
 
 
 @flow(name="compact", persist_result=False)
@@ -39,4 +41,6 @@ def compact(
     found: dict[str, object] = dict(merge(loaded.root, loaded.snapshots))
     if collect_garbage:
         found["garbage"] = collect(loaded.root, loaded.snapshots.keep, timedelta(hours=loaded.snapshots.grace_hours))
+    if loaded.mirror is not None:
+        found["mirror"] = copy(loaded.root, loaded.mirror)
     return found

@@ -68,6 +68,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     adapter: AdapterConfig = AdapterConfig()
     checks: ChecksConfig = ChecksConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
+    # Where the public tables are copied after each publication: the URL of any fsspec filesystem but a local one.
+    mirror: str | None = None
     # Folder of the file this was read from; not a setting.
     base: Path = Field(Path("."), exclude=True)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from adapters.fit import EpochReport
 from adapters.knowledge import Stored, item_vectors, user_vectors
 from adapters.rows import missing_rows
+from adapters.touched import inputs_of, touched_since
 from adapters.train import NotTrainable, fit_projection, train_adapter
 from adapters.trained import TrainedAdapter
 from adapters.training import find_adapter, labelled_samples, shelve_adapter
@@ -29,8 +30,10 @@ from warehouse.erase import erasures
 from warehouse.erased import read_erased
 from warehouse.inputs import IngestReport, ingest_behaviours
 from warehouse.manifest import publish as publish_tables
+from warehouse.mirror import mirror
+from warehouse.objects import FsspecObjects
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
-from warehouse.snapshot import read_manifest
+from warehouse.snapshot import read_inputs, read_manifest, write_inputs
 from warehouse.store import FileRef, read_table, write_table
 
 log = logging.getLogger("lorestream")
@@ -209,21 +212,26 @@ def publish(run: Run) -> None:
     replace = current.lineage.get("adapter_version") != adapter.meta.version
     published = {} if replace else {table: current.files(run.root, table) for table in FEATURES}
     with run.timed("publish"):
+        inputs = inputs_of(stored, adapter.meta.version)
+        only = None if replace else touched_since(stored, inputs, read_inputs(run.root, current))
         snapshot = publish_tables(
             run.root,
-            missing_rows(stored, adapter, published, now),
+            missing_rows(stored, adapter, published, now, only),
             replace=replace,
             now=now,
-            lineage=_lineage(run, stored, adapter),
+            lineage={**_lineage(run, stored, adapter), "inputs": write_inputs(run.root, run.name, inputs)},
             checks=run.config.checks,
             keep=run.config.snapshots.keep,
         )
-    if snapshot.snapshot_id == current.snapshot_id:
-        return
-    counts = {table: stats["rows_added"] for table, stats in snapshot.stats.items() if stats["rows_added"]}
-    run.report.rows_by_table = dict(Counter(run.report.rows_by_table) + Counter(counts))
-    run.report.rows_published += sum(counts.values())
-    run.report.snapshot = snapshot.snapshot_id
+    if snapshot.snapshot_id != current.snapshot_id:
+        counts = {table: stats["rows_added"] for table, stats in snapshot.stats.items() if stats["rows_added"]}
+        run.report.rows_by_table = dict(Counter(run.report.rows_by_table) + Counter(counts))
+        run.report.rows_published += sum(counts.values())
+        run.report.snapshot = snapshot.snapshot_id
+    if run.config.mirror is not None:
+        # With nothing new too: an earlier run may have published and not reached the mirror.
+        with run.timed("mirror"):
+            mirror(run.root, FsspecObjects(run.config.mirror))
 
 
 def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, object]:

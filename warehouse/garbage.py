@@ -13,7 +13,7 @@ from pathlib import Path
 from warehouse.ledger import Ledger
 from warehouse.retention import retire
 from warehouse.schemas import FEATURES
-from warehouse.snapshot import Manifest, Snapshot, read_manifest, write_manifest
+from warehouse.snapshot import INPUTS_FOLDER, Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.store import find_temporary
 
 # Folders whose files count only if the ledger says so. A run killed before its first commit may have made any of them.
@@ -104,6 +104,10 @@ def _garbage(root: Path, manifest: Manifest, former: set[str]) -> Iterator[tuple
             yield path, "of an expired snapshot", None
         elif name not in named:
             yield path, "in no snapshot", _modified(path)
+    inputs = {snapshot.lineage.get("inputs") for snapshot in manifest.snapshots}
+    for path in sorted((root / INPUTS_FOLDER).glob("[!.]*.json")):
+        if path.relative_to(root).as_posix() not in inputs:
+            yield path, "inputs of no snapshot", None
     commits = Ledger(root).commits()
     live: dict[str, set[str]] = {}
     dropped: dict[str, datetime] = {}

@@ -14,6 +14,8 @@ from warehouse.errors import UsageError, WarehouseNotFound
 from warehouse.frame import Frame, as_arrow
 from warehouse.join import ENTITY, Fill, asof_join
 from warehouse.ledger import FOLDER as LEDGER_FOLDER
+from warehouse.mirror import Cache
+from warehouse.objects import FsspecObjects, is_url
 from warehouse.schemas import FEATURES
 from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, read_manifest, require_public
 from warehouse.store import read_table
@@ -21,21 +23,28 @@ from warehouse.store import read_table
 Clock = Literal["event", "known"]
 
 
-def open(path: str | Path, snapshot: str | None = None) -> "Warehouse":
+def open(path: str | Path, snapshot: str | None = None, cache: str | Path | None = None) -> "Warehouse":
     """The warehouse at `path` as it is now, reading `snapshot` or else the current one.
 
-    What it returns does not change while a writer publishes: open again to see newer snapshots.
+    What it returns does not change while a writer publishes: open again to see newer snapshots. `path` may be the URL
+    of a mirror (`lorestream mirror`), such as s3://bucket/warehouse; the snapshot's files are then copied to the folder
+    `cache` (default: one in ~/.cache/lorestream), each once.
     Raises WarehouseNotFound when there is none, UsageError when nothing was published or the snapshot is unknown,
     CorruptWarehouse when the manifest is lost or damaged.
     """
-    root = Path(path)
+    mirror = None
+    if is_url(path):
+        mirror = Cache(str(path), FsspecObjects(str(path)), None if cache is None else Path(cache))
+    root = Path(path) if mirror is None else mirror.refresh()
     if not (root / MANIFEST_PATH).is_file() and not (root / LEDGER_FOLDER).is_dir():
         raise WarehouseNotFound(str(path))
     manifest = read_manifest(root)
     chosen = manifest.current_snapshot() if snapshot is None else manifest.get(snapshot)
     if chosen is None:
         raise UsageError(f"The warehouse {path} has published nothing yet. Finish a `lorestream run` first.")
-    return Warehouse(root, manifest, chosen)
+    opened = Warehouse(root, manifest, chosen, mirror)
+    opened._choose(None)
+    return opened
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Warehouse:
     root: Path
     manifest: Manifest
     snapshot: Snapshot
+    # Where its files come from when they are first read, if it is a mirror.
+    mirror: Cache | None = None
 
     @property
     def current_snapshot(self) -> str:
@@ -109,4 +120,7 @@ class Warehouse:
         return Frame(read_table(files, FEATURES[name], columns, grown=True))
 
     def _choose(self, snapshot: str | None) -> Snapshot:
-        return self.snapshot if snapshot is None else self.manifest.get(snapshot)
+        chosen = self.snapshot if snapshot is None else self.manifest.get(snapshot)
+        if self.mirror is not None:
+            self.mirror.fetch(chosen)
+        return chosen

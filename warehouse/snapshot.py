@@ -17,6 +17,7 @@ from warehouse.store import FileRef, read_json, write_json
 # 1 described files in each snapshot anew, and knew neither pins nor retired snapshots.
 SCHEMA_VERSION = 2
 MANIFEST_PATH = "features/manifest.json"
+INPUTS_FOLDER = "features/inputs"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,24 @@ def manifest_json(manifest: Manifest) -> dict[str, object]:
             for snapshot in manifest.snapshots
         ],
     }
+
+
+def write_inputs(root: Path, run: str, inputs: Mapping[str, object]) -> str:
+    """The path (relative to the warehouse) where a run's publication says what it is made from.
+
+    It belongs into the snapshot's lineage as `inputs`. A file of its own, since the manifest is read by everybody.
+    """
+    path = f"{INPUTS_FOLDER}/{run}.json"
+    write_json(root / path, {"schema_version": SCHEMA_VERSION, **inputs})
+    return path
+
+
+def read_inputs(root: Path, snapshot: Snapshot) -> dict[str, object]:
+    """What the publication of `snapshot` was made from; nothing where it does not say so."""
+    path = snapshot.lineage.get("inputs")
+    if not isinstance(path, str) or not (root / path).is_file():
+        return {}
+    return read_json(root / path, "record of a publication's inputs", SCHEMA_VERSION)
 
 
 def require_public(tables: Iterable[str]) -> None:

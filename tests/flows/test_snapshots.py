@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +141,20 @@ def test_a_new_adapter_may_not_drop_rows_unless_told(shop: Path) -> None:
     told = Run(load_config(shop, {"checks.max_row_fall": 1.0}), root, None, scripted_engine())
     stages.publish(told)
     assert len(lorestream.open(root).table("user_features")) == 0
+
+
+def test_runs_copy_to_the_mirror_also_what_an_earlier_one_could_not(
+    shop: Path, verb: Verb, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fsspec")
+    assert call(["mirror", "--config", str(shop)]) == 2
+    assert "There is no mirror" in capfd.readouterr().err
+    url = f"memory://{uuid.uuid4().hex}"
+    copied = verb("mirror", url)
+    assert (copied["mirror"], copied["copied"]) == (url, 3)
+    other = f"memory://{uuid.uuid4().hex}"
+    shop.write_text(f'mirror = "{other}"\n{shop.read_text()}')
+    run = open_run(shop)
+    stages.publish(run)
+    assert run.report.rows_published == 0
+    assert len(lorestream.open(other, cache=shop.parent / "cache").table("user_features")) == 9
