@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from augment.scope import Scope
 from flows import grouping
 from flows.config import Config
+from flows.mirroring import copy_to_mirror
 from flows.run import closing_run, utc_now
 from warehouse.erase import IdColumns, erase, survey_erasure
 from warehouse.errors import UsageError
@@ -26,7 +27,8 @@ FROM_STANDARD_INPUT = "-"
 # Said in every report: where the ids, prompts or texts may be beside the warehouse.
 OUT_OF_REACH = (
     "your input files: their rows are left out from now on, remove them there yourself",
-    "batch files, exports and copies of tables that you wrote elsewhere, and backups of the warehouse",
+    "batch files, exports and copies of tables that you wrote elsewhere, backups of the warehouse, and the caches of a "
+    "mirror's readers until they open it again",
     "Prefect's database (PREFECT_HOME): it holds no prompt and no text, but messages of failed runs may quote a "
     "rejected row; delete such flow runs there",
     'logs of an LLM server that answered the prompts (engine.backend = "openai")',
@@ -58,6 +60,9 @@ def erase_entities(
     else:
         with writer_lock(config.root, "lorestream erase", wait_s):
             found = erase(config.root, subjects, columns, utc_now)
+        if config.mirror is not None:
+            # Files that no snapshot names any longer go from the mirror as well.
+            found["mirror"] = copy_to_mirror(config.root, config.mirror)
         if rebuild_groups:
             found["groups_rebuilt"] = _rebuild_groups(config, wait_s)
     return {**found, "notes": _notes(found, rebuild_groups), "out_of_reach": list(OUT_OF_REACH)}

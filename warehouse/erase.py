@@ -261,7 +261,9 @@ def _cleaned(
             }
             for table, rows in stats.items()
         },
-        lineage={**current.lineage, "erasure": int(erasure)},
+        # Not the record of what it was published from: the next publication is to look at everybody.
+        lineage={name: value for name, value in current.lineage.items() if name != "inputs"}
+        | {"erasure": int(erasure)},
     )
 
 

@@ -201,7 +201,7 @@ def _doom_what_showed_items(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[str, object]]:
-    for batch in con.sql(query).to_arrow_table().to_batches(max_chunksize=8192):
+    for batch in con.sql(query).to_arrow_reader(8192):
         yield from batch.to_pylist()
 
 
