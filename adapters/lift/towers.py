@@ -85,10 +85,10 @@ class CellKnowledge(Knowledge):
         tables = {name: _reduced(side, train, config) for name, side in given_sides.items() if side is not None}
         widths = {name: sum(table.shape[1] for table in made) for name, made in tables.items()}
         # A side without texts has a tower all the same, which nothing reads.
-        dims = tuple(widths.get(name, max(widths.values())) for name in ("user", "item"))
+        user_dim, item_dim = (widths.get(name, max(widths.values())) for name in ("user", "item"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.towers = PlainTowers(*dims, config) if mlp else _experts(*dims, config)
+            self.towers = PlainTowers(user_dim, item_dim, config) if mlp else _experts(user_dim, item_dim, config)
         for side, made in tables.items():
             given = given_sides[side]
             assert given is not None, side
@@ -138,7 +138,8 @@ class CellKnowledge(Knowledge):
         return out[place]
 
     def _dot(self, one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        scaled: Tensor = (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        return scaled
 
 
 class CellHead(nn.Module):
