@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from speculation_limit import limit
 from speculation_peers import (
     AuthorsTree,
     Count,
@@ -223,7 +224,7 @@ def compare(corpus: Corpus, quick: bool, say: Callable[[str], None]) -> dict[str
     for name, peers in (("ratio_to_ngram", ("n=5 k=4", "n=5 k=8")), ("ratio_to_best_ngram", tuple(found["ngram"]))):
         best = max(found["ngram"][peer]["tokens_per_step"] for peer in peers)
         found[name] = round(found["ours_defaults"]["tokens_per_step"] / best, 3)
-    found["limit"] = _limit(ours)
+    found["limit"] = limit(pool, corpus.test)
     return found
 
 
@@ -273,12 +274,6 @@ def _against_suffix(corpus: Corpus, cache: Any, ours: list[dict[str, float]], qu
         "at_equal_drafted": at,
         "least_ratio": min(point["ratio"] for point in at.values()),
     }
-
-
-def _limit(ours: list[dict[str, float]]) -> dict[str, float]:
-    """The share of tokens our drafter names right, from its longest drafts: a step ends at each one it misses."""
-    most = max(point["tokens_per_step"] for point in ours)
-    return {"tokens_per_step": most, "share_named_right": round(1 - 1 / most, 4)}
 
 
 def timing(corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:

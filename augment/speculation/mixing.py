@@ -8,8 +8,8 @@ own texts, each seen as if it were not in the pool.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from augment.speculation import evidence
 from augment.speculation.contexts import MAX_ORDER, TEXT_MASK, ContextIndex, begin
 from augment.speculation.evidence import CANDIDATES, CONTEXT_FEATURES, FEATURES, KEPT
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HIDDEN = 8
 # Fitting takes its time from a nightly run; beyond this many places more texts were not measured to help.
@@ -136,6 +139,15 @@ def most_likely(scratch, kept, mixer, room):  # type: ignore[no-untyped-def]
     return scratch.kept[best], np.exp(best_score - highest) / total
 
 
+class Traces(NamedTuple):
+    """What `describe` says before each token of some texts, and before their ends, n places in all."""
+
+    features: NDArray[np.float32]  # [n, KEPT, FEATURES]
+    context: NDArray[np.float32]  # [n, CONTEXT_FEATURES]
+    base: NDArray[np.float32]  # [n, KEPT + 1]
+    label: NDArray[np.int64]  # [n] the true token's place among the kept candidates, KEPT where it is none of them
+
+
 @njit(cache=True, nogil=True)
 def _trace(index, tokens, prompt_length, text, slots, features, context, base, label):  # type: ignore[no-untyped-def]
     """Write what `describe` says before each token of a text of the pool, and before its end, leaving that text out.
@@ -191,41 +203,62 @@ def fit(
     places = sum(len(text) + 1 for text in texts)
     if places < FITTED_PLACES_LEAST:
         return unfitted()
-    step = max(1, -(-places // FITTED_PLACES))
-    chosen = range(0, len(texts), step)
-    rows = sum(len(texts[t]) + 1 for t in chosen)
-    features = np.zeros((rows, KEPT, FEATURES), np.float32)
-    context = np.zeros((rows, CONTEXT_FEATURES), np.float32)
-    base = np.zeros((rows, KEPT + 1), np.float32)
-    label = np.zeros(rows, np.int64)
-    slots = evidence.text_slots(len(texts))
+    chosen = range(0, len(texts), max(1, -(-places // FITTED_PLACES)))
+    asked = None if prompts is None else [prompts[t] for t in chosen]
+    return _fit_network(trace_texts(index, len(texts), [texts[t] for t in chosen], asked, chosen), seed)
+
+
+def trace_texts(
+    index: ContextIndex,
+    pool_texts: int,
+    texts: Sequence[NDArray[np.int32]],
+    prompts: Sequence[NDArray[np.int32]] | None,
+    numbers: Sequence[int] | None,
+) -> Traces:
+    """What an `index` of `pool_texts` texts says of `texts`, each at its true context.
+
+    `numbers` are those of the texts in the index, each left out of the counts it sees; None: none is in it.
+    """
+    rows = sum(len(text) + 1 for text in texts)
+    traces = Traces(
+        np.zeros((rows, KEPT, FEATURES), np.float32),
+        np.zeros((rows, CONTEXT_FEATURES), np.float32),
+        np.zeros((rows, KEPT + 1), np.float32),
+        np.zeros(rows, np.int64),
+    )
+    slots = evidence.text_slots(pool_texts)
     at = 0
-    for t in chosen:
+    for t, text in enumerate(texts):
         prompt = np.zeros(0, np.int32) if prompts is None else prompts[t]
-        tokens = np.concatenate([prompt, texts[t]])
-        end = at + len(texts[t]) + 1
-        _trace(
-            index,
-            tokens,
-            len(prompt),
-            t & TEXT_MASK,
-            slots,
-            features[at:end],
-            context[at:end],
-            base[at:end],
-            label[at:end],
-        )
+        end = at + len(text) + 1
+        skipped = -1 if numbers is None else numbers[t] & TEXT_MASK
+        _trace(index, np.concatenate([prompt, text]), len(prompt), skipped, slots, *(part[at:end] for part in traces))
         at = end
-    return _fit_network(features, context, base, label, seed)
+    return traces
 
 
-def _fit_network(
-    features: NDArray[np.float32],
-    context: NDArray[np.float32],
-    base: NDArray[np.float32],
-    label: NDArray[np.int64],
-    seed: int,
-) -> Mixer:
+def log_probabilities(mixer: Mixer, traces: Traces) -> NDArray[np.float32]:
+    """Log-probabilities of the kept candidates at each place, and of all other tokens together, [n, KEPT + 1]."""
+    import torch
+
+    weights = {name: torch.tensor(part) for name, part in mixer._asdict().items()}
+    features, context, base = (torch.from_numpy(array) for array in traces[:3])
+    found: NDArray[np.float32] = torch.log_softmax(_scores(weights, features, context, base), 1).numpy()
+    return found
+
+
+def _scores(w: Mapping[str, "Tensor"], features: "Tensor", context: "Tensor", base: "Tensor") -> "Tensor":
+    """The formula of `Mixer` for n places, [n, KEPT + 1]."""
+    import torch
+
+    inner = (features @ w["inner"] + (context @ w["outer"] + w["bias"])[:, None, :]).relu()
+    own = features @ w["direct"] + inner @ w["read"]
+    others = (context @ w["rest_inner"] + w["rest_bias"]).relu() @ w["rest_read"]
+    rest = context @ w["rest"] + others + w["rest_offset"]
+    return base + torch.cat([own, rest[:, None]], 1)
+
+
+def _fit_network(traces: Traces, seed: int) -> Mixer:
     # A second to import, and only a build needs it.
     import torch
     from torch.nn.functional import cross_entropy
@@ -241,18 +274,14 @@ def _fit_network(
     for weight in w.values():
         weight.requires_grad_()
     optimizer = torch.optim.Adam(list(w.values()), lr=_RATE)
-    x, c, b, y = (torch.from_numpy(array) for array in (features, context, base, label))
+    x, c, b, y = (torch.from_numpy(array) for array in traces)
     steps = EPOCHS * -(-len(y) // _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.02, 1 - done / steps))
     for _ in range(EPOCHS):
         shuffled = torch.randperm(len(y), generator=generator)
         for at in range(0, len(y), _BATCH):
             rows = shuffled[at : at + _BATCH]
-            inner = torch.relu(x[rows] @ w["inner"] + (c[rows] @ w["outer"] + w["bias"])[:, None, :])
-            own = x[rows] @ w["direct"] + inner @ w["read"]
-            others = torch.relu(c[rows] @ w["rest_inner"] + w["rest_bias"]) @ w["rest_read"]
-            rest = c[rows] @ w["rest"] + others + w["rest_offset"]
-            loss = cross_entropy(b[rows] + torch.cat([own, rest[:, None]], 1), y[rows])
+            loss = cross_entropy(_scores(w, x[rows], c[rows], b[rows]), y[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
