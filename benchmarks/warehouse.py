@@ -97,30 +97,40 @@ def user_rows(rng: np.random.Generator, users: np.ndarray) -> pa.Table:
     return pa.table([columns[name] for name in schema.names if name != "snapshot_id"], schema.names[:-1])
 
 
-class Made:
-    """Pieces of rows, and the seconds that their making took."""
+class Watch:
+    """Seconds and seconds of CPU since it was made, less those that making data took."""
 
-    def __init__(self, pieces: Iterator[pa.Table]) -> None:
-        self._pieces, self.seconds = pieces, 0.0
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def __iter__(self) -> Iterator[pa.Table]:
+    def without(self, pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The pieces, their making not counted."""
         while True:
-            began = time.perf_counter()
-            piece = next(self._pieces, None)
-            self.seconds += time.perf_counter() - began
+            wall, cpu = time.perf_counter(), time.process_time()
+            piece = next(pieces, None)
+            self._wall += time.perf_counter() - wall
+            self._cpu += time.process_time() - cpu
             if piece is None:
                 return
             yield piece
 
+    def read(self) -> dict[str, float]:
+        """The times, and the process's highest resident memory so far."""
+        # Not getrusage: its peak would include the parent's, from before this program was loaded.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        times = {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
+        return {**times, "peak_mb": int(status["VmHWM"].split()[0]) / 1024}
 
-def add_rows(root: Path, first: int, rows: int, seed: int) -> float:
-    """Seconds of publishing rows of `rows` users from number `first` on."""
-    rng = np.random.default_rng(seed)
+
+def add_rows(folder: Path, first: int, rows: int) -> dict[str, float]:
+    """Publish rows of `rows` users from number `first` on."""
+    rng = np.random.default_rng(first)
     starts = range(first, first + rows, PIECE_ROWS)
-    made = Made(user_rows(rng, np.arange(lo, min(lo + PIECE_ROWS, first + rows))) for lo in starts)
-    began = time.perf_counter()
-    publish(root, {"user_features": made}, replace=False, now=datetime.now(UTC), lineage={"adapter_version": "a"})
-    return time.perf_counter() - began - made.seconds
+    made = (user_rows(rng, np.arange(lo, min(lo + PIECE_ROWS, first + rows))) for lo in starts)
+    watch = Watch()
+    pieces = {"user_features": watch.without(made)}
+    publish(folder / "publish", pieces, replace=False, now=datetime.now(UTC), lineage={}, checks=ChecksConfig())
+    return watch.read()
 
 
 def make_join(folder: Path, scale: float) -> None:
@@ -152,42 +162,25 @@ def checksum(joined: pa.Table, column: str) -> list[float]:
 
 
 def join_ours(folder: Path) -> dict[str, object]:
-    began = time.perf_counter()
+    watch = Watch()
     impressions = pq.read_table(folder / "impressions.parquet")
     joined = open_warehouse(folder / "join").join(impressions, item=None, fill="null").to_arrow()
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_mb": peak_mb(), "check": checksum(joined, "user_augment")}
+    return {**watch.read(), "check": checksum(joined, "user_augment")}
 
 
 def join_bare(folder: Path) -> dict[str, object]:
     features = next((folder / "join" / "features" / "user_features").glob("*.parquet"))
-    began = time.perf_counter()
+    watch = Watch()
     with duckdb.connect() as con:
         query = BARE.format(impressions=folder / "impressions.parquet", features=features)
         joined = con.sql(query).to_arrow_table()
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_mb": peak_mb(), "check": checksum(joined, "augment")}
-
-
-def publish_all(folder: Path, rows: int) -> dict[str, object]:
-    return {"seconds": add_rows(folder / "publish", 0, rows, seed=11), "peak_mb": peak_mb()}
+    return {**watch.read(), "check": checksum(joined, "augment")}
 
 
 def read_all(folder: Path) -> dict[str, object]:
-    began = time.perf_counter()
+    watch = Watch()
     table = open_warehouse(folder / "publish").table("user_features", ["user_id", "augment"]).to_arrow()
-    return {"seconds": time.perf_counter() - began, "peak_mb": peak_mb(), "rows": table.num_rows}
-
-
-def add_some(folder: Path, first: int, rows: int) -> dict[str, object]:
-    return {"seconds": add_rows(folder / "publish", first, rows, seed=first), "peak_mb": peak_mb()}
-
-
-def peak_mb() -> float:
-    """The highest resident memory of this process so far."""
-    # Not getrusage: its peak would include the parent's, from before this program was loaded.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+    return {**watch.read(), "rows": table.num_rows}
 
 
 def make_night(folder: Path, users: int) -> None:
@@ -269,7 +262,7 @@ def night(folder: Path, new: int) -> dict[str, object]:
             prompt_versions=dict.fromkeys(("user_summary", "item_facts"), "version"),
         )
 
-    began = time.perf_counter()
+    watch = Watch()
     known, now = stored("*" if new else "old-*"), datetime.now(UTC)
     only, published = None, {}
     if new:
@@ -279,16 +272,14 @@ def night(folder: Path, new: int) -> dict[str, object]:
         only = touched_since(known, inputs_of(known, version), inputs_of(stored("old-*"), version))
     rows = missing_rows(known, adapter, published, now, only)
     made = publish(root, rows, replace=not new, now=now, lineage={}, checks=ChecksConfig())
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_mb": peak_mb(), "rows": made.stats["user_features"]["rows_added"]}
+    return {**watch.read(), "rows": made.stats["user_features"]["rows_added"]}
 
 
 STEPS: dict[str, Callable[..., dict[str, object]]] = {
     "join_ours": join_ours,
     "join_bare": join_bare,
-    "publish": publish_all,
+    "add": add_rows,
     "read": read_all,
-    "add": add_some,
     "night": night,
 }
 
@@ -310,37 +301,32 @@ def measure_join(folder: Path, scale: float, repeats: int) -> dict[str, float]:
     checks = [run["check"] for done in runs.values() for run in done]
     if any(c[0] != checks[0][0] or abs(c[1] - checks[0][1]) > 1e-6 * abs(checks[0][1]) for c in checks):
         raise SystemExit(f"The join and DuckDB's found different vectors: {checks}")
-    seconds = {step: median(run["seconds"] for run in done) for step, done in runs.items()}
+    ours, bare = runs["join_ours"], runs["join_bare"]
     return {
         "impressions": int(10_000_000 * scale),
         "feature_rows": int(2_000_000 * scale),
         "matched": checks[0][0],
-        "seconds": round(seconds["join_ours"], 2),
-        "bare_asof_seconds": round(seconds["join_bare"], 2),
-        "ratio": round(seconds["join_ours"] / seconds["join_bare"], 3),
-        "peak_mb": round(max(run["peak_mb"] for run in runs["join_ours"])),
-        "bare_asof_peak_mb": round(max(run["peak_mb"] for run in runs["join_bare"])),
+        **middle("ours", ours),
+        **middle("bare_asof", bare),
+        **ratios("ours_to_bare", ours, bare),
     }
 
 
 def measure_publication(folder: Path, scale: float, repeats: int) -> dict[str, float]:
     rows = int(10_000_000 * scale)
     share = rows // 100
-    full = in_child("publish", folder, rows)
-    read = in_child("read", folder)
+    full, read = [in_child("add", folder, 0, rows)], [in_child("read", folder)]
+    if read[0]["rows"] != rows:
+        raise SystemExit(f"{read[0]['rows']} of {rows} rows were read.")
     added = [in_child("add", folder, rows + share * place, share) for place in range(repeats)]
-    seconds = median(run["seconds"] for run in added)
     return {
         "rows": rows,
         "bytes": sum(path.stat().st_size for path in (folder / "publish").rglob("*.parquet")),
-        "publish_seconds": round(full["seconds"], 2),
-        "publish_peak_mb": round(full["peak_mb"]),
-        "read_seconds": round(read["seconds"], 2),
-        "read_peak_mb": round(read["peak_mb"]),
-        "add_rows": share,
-        "add_seconds": round(seconds, 3),
-        "add_share_of_full": round(seconds / full["seconds"], 4),
-        "add_peak_mb": round(max(run["peak_mb"] for run in added)),
+        "rows_added": share,
+        **middle("publish", full),
+        **middle("read", read),
+        **middle("add", added),
+        **ratios("add_to_publish", added, full),
     }
 
 
@@ -350,14 +336,21 @@ def measure_night(folder: Path, scale: float, _repeats: int) -> dict[str, float]
     full, new = in_child("night", folder, 0), in_child("night", folder, 1)
     if (full["rows"], new["rows"]) != (2 * users, users // 100):
         raise SystemExit(f"{full['rows']} and {new['rows']} rows were published of {users} users.")
+    counts = {"texts": 2 * users, "new_texts": users // 100}
+    return {**counts, **middle("full", [full]), **middle("new", [new]), **ratios("new_to_full", [new], [full])}
+
+
+def middle(name: str, runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Median times and the highest peak, under names that begin so."""
+    times = {f"{name}_{key}": round(median(run[key] for run in runs), 3) for key in ("seconds", "cpu_seconds")}
+    return {**times, f"{name}_peak_mb": round(max(run["peak_mb"] for run in runs))}
+
+
+def ratios(name: str, some: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the medians, in seconds and in seconds of CPU: the second holds on a busy machine too."""
     return {
-        "texts": 2 * users,
-        "new_texts": users // 100,
-        "full_seconds": round(full["seconds"], 2),
-        "full_peak_mb": round(full["peak_mb"]),
-        "new_seconds": round(new["seconds"], 3),
-        "new_peak_mb": round(new["peak_mb"]),
-        "new_share_of_full": round(new["seconds"] / full["seconds"], 4),
+        f"{name}_{key}": round(median(run[key] for run in some) / median(run[key] for run in others), 4)
+        for key in ("seconds", "cpu_seconds")
     }
 
 

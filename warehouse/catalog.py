@@ -8,6 +8,9 @@
 Everything stands in the schema `lorestream`, and again in `main`, so that `ATTACH ... AS lorestream` makes
 `lorestream.user_features_latest` work. The file holds no rows: it names the Parquet files by absolute path, because
 DuckDB resolves relative ones against the reader's working folder. A moved warehouse needs `rebuild(root)` once.
+
+DuckDB 2.0 reads a file's headers through one open and all else through a second. An ATTACH whose two opens lie on
+either side of a replacement may fail with an IOException (seen once beside 1,250 publications); attach again.
 """
 
 from collections.abc import Iterator, Mapping

@@ -108,7 +108,7 @@ def test_collection_leaves_a_warehouse_that_runs_on(shop: Path, verb: Verb) -> N
     assert ids(shop) == [second]
     assert not orphan.exists()
     # Open partitions that the second run superseded go; the expired snapshots' files belong to the current one too.
-    assert set(done["by_reason"]) == {"superseded", "in no commit"}  # type: ignore[call-overload]
+    assert done["by_reason"].keys() == {"superseded", "in no commit", "inputs of no snapshot"}  # type: ignore[attr-defined]
     assert len(lorestream.open(root).table("user_features")) == 9
     write_events(shop.parent, "-later", [event(1, n % 5, 200 + n) for n in range(2)])
     assert run_once(shop).report.rows_by_table == {"user_features": 1}

@@ -97,8 +97,19 @@ def check_sql(root: Path, held: duckdb.DuckDBPyConnection | None = None) -> int:
 
 
 def attach(root: Path) -> duckdb.DuckDBPyConnection:
+    """A connection to the catalogue, at the second attempt where the first fell on its replacement.
+
+    DuckDB opens the file twice to attach it (see `warehouse.catalog`). What it attached is whole: all but the headers,
+    which are only pointers, comes from the second.
+    """
     con = duckdb.connect()
-    con.execute(f"ATTACH {quote(str(root / 'features.duckdb'))} AS features (READ_ONLY)")
+    statement = f"ATTACH {quote(str(root / 'features.duckdb'))} AS features (READ_ONLY)"
+    try:
+        con.execute(statement)
+    except duckdb.IOException:
+        con.close()
+        con = duckdb.connect()
+        con.execute(statement)
     return con
 
 
