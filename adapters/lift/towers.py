@@ -85,10 +85,10 @@ class CellKnowledge(Knowledge):
         tables = {name: _reduced(side, train, config) for name, side in given_sides.items() if side is not None}
         widths = {name: sum(table.shape[1] for table in made) for name, made in tables.items()}
         # A side without texts has a tower all the same, which nothing reads.
-        dims = tuple(widths.get(name, max(widths.values())) for name in ("user", "item"))
+        user_dim, item_dim = (widths.get(name, max(widths.values())) for name in ("user", "item"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.towers = PlainTowers(*dims, config) if mlp else _experts(*dims, config)
+            self.towers = (PlainTowers if mlp else _experts)(user_dim, item_dim, config)
         for side, made in tables.items():
             given = given_sides[side]
             assert given is not None, side
@@ -134,11 +134,13 @@ class CellKnowledge(Knowledge):
         """The user tower's output per sample; a batch holds few distinct texts of users."""
         distinct, place = torch.unique(rows, dim=0, return_inverse=True)
         x = torch.cat([table[distinct[:, n]] for n, table in enumerate(tables)], dim=1)
-        out: Tensor = self.towers.user(x)
-        return out[place]
+        augment: Tensor = self.towers.user(x)
+        out: Tensor = augment[place]
+        return out
 
     def _dot(self, one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        product: Tensor = (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        return product
 
 
 class CellHead(nn.Module):
