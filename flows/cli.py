@@ -187,6 +187,7 @@ def lift(
     ] = None,
     seeds: Annotated[int | None, Parameter(help="How many seeds.")] = None,
     users: Annotated[int | None, Parameter(help="A random sample of so many users.")] = None,
+    train_users: Annotated[int | None, Parameter(help="Of these, so many whose events may teach.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder of cells, embeddings and reports (default: lift).")] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,
@@ -202,6 +203,7 @@ def lift(
         arms=_names(arms),
         seeds=None if seeds is None else tuple(range(seeds)),
         users=users,
+        train_users=train_users,
     )
     with _results_only(json) as stream:
         report = measure(config, dataset, knowledge, out, matrix)

@@ -88,7 +88,7 @@ class CellKnowledge(Knowledge):
         user_dim, item_dim = (widths.get(name, max(widths.values())) for name in ("user", "item"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.towers = PlainTowers(user_dim, item_dim, config) if mlp else _experts(user_dim, item_dim, config)
+            self.towers = (PlainTowers if mlp else _experts)(user_dim, item_dim, config)
         for side, made in tables.items():
             given = given_sides[side]
             assert given is not None, side
@@ -134,12 +134,13 @@ class CellKnowledge(Knowledge):
         """The user tower's output per sample; a batch holds few distinct texts of users."""
         distinct, place = torch.unique(rows, dim=0, return_inverse=True)
         x = torch.cat([table[distinct[:, n]] for n, table in enumerate(tables)], dim=1)
-        out: Tensor = self.towers.user(x)
-        return out[place]
+        augment: Tensor = self.towers.user(x)
+        out: Tensor = augment[place]
+        return out
 
     def _dot(self, one: Tensor, other: Tensor) -> Tensor:
-        scaled: Tensor = (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
-        return scaled
+        product: Tensor = (one * other).sum(dim=1, keepdim=True) / self.out_dim**0.5
+        return product
 
 
 class CellHead(nn.Module):
