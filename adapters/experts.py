@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.versions import versioned
-from adapters.whitening import InputNorm as InputNorm
+from adapters.whitening import InputNorm
 from warehouse.errors import ConfigError, InputError
 
 # Of the layout of state dicts: which modules there are, and what their tensors mean.

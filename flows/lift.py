@@ -13,7 +13,7 @@ from augment.encode import EncoderConfig, TextEncoder
 from augment.scope import Scope
 from flows.config import load_config
 from flows.run import closing_run
-from warehouse.errors import UsageError
+from warehouse.errors import ConfigError, UsageError
 from warehouse.keys import digest
 from warehouse.store import replacing, write_json
 
@@ -91,7 +91,15 @@ def lift(
 
 
 def as_configured(matrix: MatrixConfig, adapter: AdapterConfig) -> MatrixConfig:
-    """The matrix with the CTR model and the adapter of a warehouse's `[adapter]` section: lift measures those."""
+    """The matrix with the CTR model and the adapter of a warehouse's `[adapter]` section: lift measures those.
+
+    Raises ConfigError for an adapter whose layer the matrix does not have.
+    """
+    if adapter.form in ("mindspore", "laser"):
+        raise ConfigError(
+            f'`lorestream lift` measures adapters of the forms "whitened" and "kar", and adapter.form is '
+            f'"{adapter.form}". Set another form for this measurement.'
+        )
     ctr = CtrConfig.model_validate({name: getattr(adapter, name) for name in CtrConfig.model_fields})
     tower = TowerConfig(
         components=adapter.components,

@@ -17,6 +17,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 POCKET_LLM = Path(__file__).parents[1] / "demo" / "weights"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests begin: at the end they would keep one core busy and the other idle."""
+    first = {item.path for item in items if item.get_closest_marker("flow") or item.get_closest_marker("faults")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 @pytest.fixture(scope="session")
 def pocket_llm() -> Path:
     """Folder of the committed pocket LLM."""

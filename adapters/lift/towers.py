@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapters.experts import HybridExpertAdapter, InputNorm
+from adapters.experts import HybridExpertAdapter
 from adapters.features import Knowledge
 from adapters.lift.arms import Known, Side
 from adapters.lift.config import TowerConfig
 from adapters.samples import Samples
+from adapters.whitening import InputNorm
 
 
 class PlainTowers(nn.Module):

@@ -61,7 +61,7 @@ def unusable_in_part(prompt: str) -> str:
     ("settings", "answer"),
     [
         (CASCADE, unusable_in_part),
-        ("[knowledge]\nmode = 'collective'\n" + GROUPS, None),
+        pytest.param("[knowledge]\nmode = 'collective'\n" + GROUPS, None, marks=pytest.mark.slow),
         ("[knowledge]\nmode = 'mixed'\n[budget]\nmax_calls = 12\n" + GROUPS, unusable_in_part),
     ],
     ids=["individual", "collective", "mixed"],

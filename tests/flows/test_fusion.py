@@ -81,6 +81,7 @@ def test_the_single_texts_of_every_row_average_to_its_vector(tmp_path: Path, set
         np.testing.assert_allclose(hours, [[0, 0, 0, 0], [3, 0, 0, 0], [6, 3, 0, 0], [9, 6, 3, 0]], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_with_attention_publishes_every_row_and_later_rows_alike(tmp_path: Path) -> None:
     shop = labelled_shop(tmp_path, SHIFTS)
     first = run_once(shop)

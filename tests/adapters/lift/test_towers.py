@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.experts import InputNorm
 from adapters.lift.arms import Known, Side, arm_specs, known_to
 from adapters.lift.config import Arm, TowerConfig
 from adapters.lift.data import LiftData
 from adapters.lift.splits import split_by
 from adapters.lift.towers import CellHead, CellKnowledge
+from adapters.whitening import InputNorm
 
 CONFIG = TowerConfig(components=12, out_dim=4, hidden=8)
 
