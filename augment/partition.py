@@ -6,6 +6,8 @@ the events. Workers share nothing but the folders that hold the files, so the pi
 in this process, in several, on Flink, Spark or Dataflow.
 """
 
+import errno
+import os
 import re
 import shutil
 import time
@@ -92,7 +94,7 @@ def partition_events(
     `open`, at most one per bucket. Only buckets with a new event are read and written. Nothing is committed here.
 
     Raises ConfigError for a runner, an option or a number of buckets that cannot be, InputError for events that cannot
-    be read or lack a column, CorruptWarehouse for open partitions that cannot be read.
+    be read or lack a column, CorruptWarehouse for open partitions that cannot be read, OSError when the disk is full.
     """
     began = time.monotonic()
     runner = runner_named(config.runner)
@@ -106,7 +108,7 @@ def partition_events(
         scratch.mkdir(parents=True)
         try:
             report = scratch / "report.json"
-            _run(beam.Pipeline(runner=runner, options=options), reads, task, scratch, report)
+            _run_on_disk(beam.Pipeline(runner=runner, options=options), reads, task, scratch, report)
             done = [SealedBucket(**bucket) for bucket in orjson.loads(report.read_bytes())]
         finally:
             shutil.rmtree(scratch)
@@ -119,6 +121,16 @@ def partition_events(
         superseded_files=_paths(bucket.superseded_file for bucket in done),
         seconds=time.monotonic() - began,
     )
+
+
+def _run_on_disk(pipeline: beam.Pipeline, reads: list[ReadTask], task: SealTask, scratch: Path, report: Path) -> None:
+    """`_run`, a full disk being said as such: Beam makes its error one of its own, with the words in it."""
+    try:
+        _run(pipeline, reads, task, scratch, report)
+    except RuntimeError as error:
+        if f"[Errno {errno.ENOSPC}]" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch.parent)) from error
 
 
 def _run(pipeline: beam.Pipeline, reads: list[ReadTask], task: SealTask, scratch: Path, report: Path) -> None:

@@ -24,10 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if __name__ == "__main__":
-    # Python looks beside a script first, where another one goes by the name of our package.
-    sys.path[0] = str(Path(__file__).parents[1])
-
 from warehouse.erase import IdColumns, erase
 from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock

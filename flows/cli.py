@@ -5,6 +5,7 @@ Results go to standard output (one JSON object with --json), everything else to 
 """
 
 import atexit
+import errno
 import json as json_text
 import logging
 import os
@@ -48,6 +49,7 @@ Ids = Annotated[
 ]
 FewerRows = Annotated[bool, Parameter(negative="", help="Publish although tables shrink (see `checks.max_row_fall`).")]
 DEFAULT_CONFIG = Path("lorestream.toml")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 Params = TypeVar("Params")
 
 # Read by Prefect, vLLM and OpenMP when they are first imported, which the verbs do.
@@ -597,6 +599,15 @@ def call(arguments: list[str]) -> int:
         except LorestreamError as error:
             _complain(f"{error}")
             return error.exit_code
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            _complain(
+                f"{error.strerror}{where}. What was finished is stored; free some space (`lorestream gc` may help) and "
+                "run the same command to go on."
+            )
+            return 1
         except KeyboardInterrupt:
             _complain("interrupted; what was finished is stored, run the same command to go on")
             return 1

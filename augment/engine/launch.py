@@ -85,7 +85,7 @@ def start_vllm(
         args = EngineArgs(**given | dict(further or {}))
         # On CPU vLLM puts scheduler and model into two processes, so that it can pin the threads of the second. They
         # are not pinned here, so one process does: it starts a third sooner and saves a hop in every step.
-        _shield_llvmlite()
+        shield_llvmlite()
         with _environment({_MULTIPROCESSING: "0"} if on_cpu else {}):
             engine = LLMEngine.from_engine_args(args, enable_multiprocessing=own_process)
     if own_process:
@@ -157,7 +157,7 @@ def dismiss(guard: subprocess.Popen[bytes]) -> None:
     guard.communicate(b"\n")
 
 
-def _shield_llvmlite() -> None:
+def shield_llvmlite() -> None:
     """Let vLLM start in a process that has loaded numba, as a pool or an earlier engine does.
 
     A worker of vLLM 0.32 looks for Triton kernels in the `__dict__` of every object of every loaded module. llvmlite's

@@ -250,6 +250,7 @@ if __name__ == "__main__":
 
 
 @on_vllm
+@pytest.mark.slow
 def test_by_default_vllm_runs_in_a_process_of_its_own_and_closing_ends_it(tmp_path: Path) -> None:
     seen, errors = last_line_of(SCRIPT, tmp_path, str(ROOT / "demo" / "weights"))
     assert seen["keys"] == [f"key-{i}" for i in range(6)]

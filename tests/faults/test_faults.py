@@ -15,10 +15,10 @@ SCRIPT = Path(__file__).with_name("schedules.py")
 pytestmark = pytest.mark.faults
 
 
-def schedules(folder: Path, first: int, last: int) -> list[dict[str, object]]:
-    """What became of the schedules of these seeds."""
+def schedules(folder: Path, first: int, last: int, every: int) -> list[dict[str, object]]:
+    """What became of the schedules of these seeds, one of `every` over two nights."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), str(first), str(last)],
+        [sys.executable, str(SCRIPT), str(folder), str(first), str(last), str(every)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -43,9 +43,9 @@ def check(found: list[dict[str, object]], count: int) -> None:
 
 
 def test_twenty_schedules_of_faults(tmp_path: Path) -> None:
-    check(schedules(tmp_path, 0, 20), 20)
+    check(schedules(tmp_path, 0, 20, every=4), 20)
 
 
 @pytest.mark.slow
 def test_two_hundred_schedules_of_faults(tmp_path: Path) -> None:
-    check(schedules(tmp_path, 1000, 1200), 200)
+    check(schedules(tmp_path, 1000, 1200, every=1), 200)

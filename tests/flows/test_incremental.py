@@ -69,7 +69,8 @@ def test_only_entities_that_something_new_speaks_of_are_looked_at(tmp_path: Path
     assert left_out(run) == {"user_features": 0, "item_features": 0}
 
 
-@pytest.mark.parametrize("mode", [pytest.param("individual", marks=pytest.mark.slow), "mixed"])
+@pytest.mark.parametrize("mode", ["individual", "mixed"])
+@pytest.mark.slow
 def test_whatever_happened_nothing_is_left_out(tmp_path: Path, mode: str) -> None:
     shop = open_shop(tmp_path, users=6)
     plain = shop.read_text() + (MIXED if mode == "mixed" else "")

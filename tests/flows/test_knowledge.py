@@ -80,7 +80,7 @@ def test_a_summary_is_conditioned_on_the_one_before_it_only_where_asked_for(tmp_
         assert str(shift["prompt"]).count("An answer of") == 2
 
 
-@pytest.mark.parametrize("cascade", ["shift", "summary"])
+@pytest.mark.parametrize("cascade", ["shift", pytest.param("summary", marks=pytest.mark.slow)])
 def test_an_interrupted_wave_goes_on_to_the_same_knowledge(tmp_path: Path, cascade: str) -> None:
     settings = f"[knowledge]\ncascade = '{cascade}'\n[segments]\nrows = 1\n"
     whole, broken = shop_with(tmp_path / "a", settings), shop_with(tmp_path / "b", settings)

@@ -189,6 +189,9 @@ def a_batch(rng: np.random.Generator, recorded: Tensor | None) -> tuple[list[lis
 @pytest.mark.parametrize("source", ["random", "recorded"])
 def test_inside_vllms_sampler_the_rule_is_the_authors(source: str, recorded: Tensor) -> None:
     """RelaxedSampler on vLLM's own metadata, for scores drawn at random and scores recorded from a model."""
+    from augment.engine.launch import shield_llvmlite
+
+    shield_llvmlite()
     from vllm.platforms import current_platform
     from vllm.v1.sample.logits_processor import LogitsProcessors
     from vllm.v1.sample.metadata import SamplingMetadata

@@ -1,6 +1,6 @@
 """The warehouse at size: as-of join, publication, reading and incremental publication, with the peak memory of each.
 
-    python benchmarks/warehouse.py [--json] [--quick] [--parts join publication night] [--repeats N]
+    python benchmarks/at_size.py [--json] [--quick] [--parts join publication night] [--repeats N]
 
 join          10 million impressions on 2 million feature rows of 200,000 users, Parquet to an Arrow table in memory,
               against one bare DuckDB ASOF statement over the same files, in turns; both must find the same vectors
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -31,10 +31,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-if __name__ == "__main__":
-    # Python looks beside a script first, where this one goes by the name of our package.
-    sys.path[0] = str(Path(__file__).parents[1])
 
 from warehouse.fitness import ChecksConfig
 from warehouse.manifest import publish
@@ -275,7 +271,7 @@ def night(folder: Path, new: int) -> dict[str, object]:
     return {**watch.read(), "rows": made.stats["user_features"]["rows_added"]}
 
 
-STEPS: dict[str, Callable[..., dict[str, object]]] = {
+STEPS: dict[str, Callable[..., Mapping[str, object]]] = {
     "join_ours": join_ours,
     "join_bare": join_bare,
     "add": add_rows,
