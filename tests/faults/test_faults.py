@@ -43,7 +43,7 @@ def check(found: list[dict[str, object]], count: int) -> None:
 
 
 def test_twenty_schedules_of_faults(tmp_path: Path) -> None:
-    check(schedules(tmp_path, 0, 20, every=4), 20)
+    check(schedules(tmp_path, 0, 20, every=10), 20)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def rungs(shop: Path, table: str) -> Counter[str]:
     return Counter(lorestream.open(load_config(shop).root).table(table).to_arrow().column("rung").to_pylist())
 
 
-@pytest.mark.parametrize("cascade", ["shift", "summary"])
+@pytest.mark.parametrize("cascade", ["shift", pytest.param("summary", marks=pytest.mark.slow)])
 def test_a_cascade_asks_for_every_step_once_and_after_new_events_for_the_new_ones_only(
     tmp_path: Path, cascade: str
 ) -> None:
