@@ -10,41 +10,14 @@ from time import perf_counter
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from adapters.collaborative import Interactions
 from adapters.config import AdapterConfig
 from adapters.features import AdaptedKnowledge, KnowledgeHead
 from adapters.fit import EpochReport, Fitted, probabilities, reproducible
 from adapters.measures import auc, logloss
 from adapters.samples import Samples
-
-
-def collaborative_embeddings(
-    samples: Samples, train: np.ndarray, rank: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of users [users, rank] and items [items, rank] by code, float32, out of the `train` samples only.
-
-    A truncated SVD of the signed interactions: M = D_u^(-1/2) (sum of (label - mean label)) D_i^(-1/2), with D the
-    number of samples of a user or item; M ~ U S V', users U S^(1/2), items V S^(1/2). Their dot product is what
-    others' tastes say of a pair. A row is zero without training samples; so are columns beyond the rank of M.
-    """
-    rows = np.flatnonzero(train)
-    user, item = samples.user[rows], samples.item[rows]
-    shape = len(samples.users), len(samples.items)
-    sign = samples.label[rows].astype(np.float64) - samples.label[rows].mean(dtype=np.float64)
-    counts = [np.maximum(np.bincount(c, minlength=n), 1) for c, n in zip((user, item), shape, strict=True)]
-    weight = sign / np.sqrt(counts[0][user] * counts[1][item])
-    matrix = coo_array((weight, (user, item)), shape=shape).tocsr()
-    size = min(rank, *shape)
-    left, values, right = randomized_svd(matrix, n_components=size, random_state=seed)
-    found = []
-    for side, entities in ((left, shape[0]), (right.T, shape[1])):
-        padded = np.zeros((entities, rank), np.float32)
-        padded[:, :size] = side * np.sqrt(values)
-        found.append(padded)
-    return found[0], found[1]
 
 
 def info_nce(made: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -70,18 +43,18 @@ def align(
     loss = align_weight * (InfoNCE(a_u, e_u) + InfoNCE(a_i, e_i)) / 2 + knowledge_loss_weight * BCE(head(knowledge))
 
     by AdamW, over the distinct users and items of each batch that have a text vector and a collaborative embedding e
-    (see `collaborative_embeddings`, of the training samples). With `knowledge_loss_weight` 0 the head learns beside the
+    (the factors of `Interactions`, of the training samples). With `knowledge_loss_weight` 0 the head learns beside the
     vectors, to choose an epoch by, and does not shape them. In the reports every measure is of the head, and
     `train_loss` the mean of `loss`. `masks` are training, validation and holdout rows.
     """
     train, valid, holdout = (np.flatnonzero(m) for m in masks)
     device = config.device
-    embeddings = collaborative_embeddings(samples, masks[0], knowledge.out_dim, config.seed)
+    known = Interactions.fit(samples, masks[0], knowledge.out_dim, config.seed)
     sides = [
-        (entity, np.where((e != 0).any(axis=1)[entity], row, -1), tower, torch.from_numpy(e).to(device))
+        (entity, np.where((e != 0).any(axis=1)[entity], row, -1), tower, torch.from_numpy(e).float().to(device))
         for entity, row, tower, e in (
-            (samples.user, samples.user_row, knowledge.user, embeddings[0]),
-            (samples.item, samples.item_row, knowledge.item, embeddings[1]),
+            (samples.user, samples.user_row, knowledge.user, known.users),
+            (samples.item, samples.item_row, knowledge.item, known.items),
         )
     ]
     head = KnowledgeHead(knowledge).to(device)

@@ -33,7 +33,8 @@ class CtrConfig(BaseModel, frozen=True, extra="forbid"):
 
 Form = Literal["whitened", "kar", "mindspore", "laser"]
 
-_KAR: dict[str, object] = {"components": None, "linear_path": False, "knowledge_loss_weight": 0.0, "dedicated": 6}
+_RAW: dict[str, object] = {"components": None, "collaborative": 0}
+_KAR: dict[str, object] = {**_RAW, "linear_path": False, "knowledge_loss_weight": 0.0, "dedicated": 6}
 # What the published forms set, where the file does not say otherwise; `adapters.experts` describes them.
 _FORMS: dict[str, dict[str, object]] = {
     "kar": _KAR,
@@ -70,7 +71,10 @@ class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
     # Principal components of the texts that the towers read; None: the raw vectors, as in KAR. Few are enough where the
     # texts' largest directions are those that matter. In sentence embeddings they need not be: of the demo's texts,
     # 32 components tell next to nothing about tastes.
-    components: int | None = Field(256, ge=1)
+    components: int | None = Field(256, ge=0)
+    # Directions of the texts that the towers read beside the components: ridge regressions of so many collaborative
+    # factors, and of the mean label (`adapters.collaborative`); 0: none. With raw vectors (`components` None) none.
+    collaborative: int = Field(16, ge=0)
     # 0.5 whitens fully, and noise in small components weighs as much as content; 0 leaves them too small to learn from.
     whitening: float = Field(0.25, ge=0, le=0.5)
     linear_path: bool = True
@@ -93,6 +97,12 @@ class AdapterConfig(CtrConfig, frozen=True, extra="forbid"):
         if not isinstance(given, dict):
             return given
         return {**_FORMS.get(str(given.get("form")), {}), **given}
+
+    @model_validator(mode="after")
+    def _towers_read_something(self) -> Self:
+        if self.components == 0 and self.collaborative == 0:
+            raise ValueError("components and collaborative are both 0, and then the towers read nothing; raise one")
+        return self
 
     @model_validator(mode="after")
     def _one_gate_weighs_shared_experts(self) -> Self:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapters.align import align
 from adapters.backbone import CtrModel
+from adapters.collaborative import Interactions, Side, reduction
 from adapters.config import AdapterConfig
 from adapters.features import AdaptedKnowledge, KnowledgeHead
 from adapters.fit import EpochReport, Fitted, KnowledgeTraining, fit
@@ -60,9 +61,7 @@ def train_adapter(
     masks = split.masks(samples.ts)
     train = masks[0]
     user_rows, item_rows = _rows(samples.user_row[train]), _rows(samples.item_row[train])
-    user_fit = user_vectors[user_rows].astype(np.float32, copy=False)
-    item_fit = item_vectors[item_rows].astype(np.float32, copy=False)
-    norms = fit_norms(user_fit, item_fit, config)
+    norms, foretold = fit_norms(samples, train, user_vectors, item_vectors, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapter = build_adapter(config, user_vectors.shape[1], item_vectors.shape[1], norms)
@@ -93,6 +92,7 @@ def train_adapter(
         best_epoch=fitted.best,
         epochs=fitted.epochs,
         gates=gates,
+        foretold=foretold,
     )
 
 
@@ -115,16 +115,26 @@ def fit_projection(
 
 
 def fit_norms(
-    user_vectors: np.ndarray, item_vectors: np.ndarray, config: AdapterConfig
-) -> tuple[InputNorm, InputNorm] | None:
-    """The norms that `components` asks for, fitted on training vectors [n, d]; a side without any reads zeros."""
+    samples: Samples, train: np.ndarray, user_vectors: np.ndarray, item_vectors: np.ndarray, config: AdapterConfig
+) -> tuple[tuple[InputNorm, InputNorm] | None, dict[str, tuple[float, ...]]]:
+    """The norms that `components` and `collaborative` ask for, fitted on the vectors [rows, d] that samples of the mask
+    `train` read, and what the texts of each side foretell. A side without any reads zeros."""
     if config.components is None:
-        return None
-    norms = [empty_norm(config.components, v.shape[1]) for v in (user_vectors, item_vectors)]
-    for side, vectors in enumerate((user_vectors, item_vectors)):
-        if len(vectors):
-            norms[side] = InputNorm.whiten(vectors, norms[side].out_dim, config.whitening)
-    return norms[0], norms[1]
+        return None, {}
+    known = Interactions.fit(samples, train, config.collaborative, config.seed) if config.collaborative else None
+    norms: dict[Side, InputNorm] = {}
+    foretold: dict[str, tuple[float, ...]] = {}
+    sides: tuple[tuple[Side, np.ndarray, np.ndarray], ...] = (
+        ("user", user_vectors, samples.user_row[train]),
+        ("item", item_vectors, samples.item_row[train]),
+    )
+    for side, vectors, row in sides:
+        norms[side] = empty_norm(config, vectors.shape[1])
+        if (row >= 0).any():
+            components = min(config.components, vectors.shape[1])
+            norms[side], explained = reduction(known, side, vectors, row, components, config.whitening, config.seed)
+            foretold[side] = tuple(explained.tolist())
+    return (norms["user"], norms["item"]), foretold
 
 
 def known_items(samples: Samples, train: np.ndarray) -> np.ndarray:

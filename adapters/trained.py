@@ -54,6 +54,9 @@ class AdapterMeta(BaseModel, frozen=True, extra="forbid"):
     epochs: tuple[EpochReport, ...] = ()
     # How the towers use their experts, over the training entities; empty for a projection.
     gates: dict[str, GateUse] = {}
+    # Share of the variance of the mean label and of each collaborative factor that texts of a side foretell, in
+    # cross-validation over training entities.
+    foretold: dict[str, tuple[float, ...]] = {}
 
 
 class Projection(nn.Module):
@@ -222,14 +225,16 @@ def empty_towers(meta: AdapterMeta) -> Towers:
         return Towers(Projection(user_norm, InputNorm.empty(meta.item_dim, config.out_dim)))
     norms = None
     if config.components is not None:
-        norms = empty_norm(config.components, meta.user_dim), empty_norm(config.components, meta.item_dim)
+        norms = empty_norm(config, meta.user_dim), empty_norm(config, meta.item_dim)
     adapter = build_adapter(config, meta.user_dim, meta.item_dim, norms)
     return Towers(adapter, build_fusion(config, norms[0].out_dim if norms else meta.user_dim))
 
 
-def empty_norm(components: int, dim: int) -> InputNorm:
-    """An unfitted norm: at most as many components as numbers."""
-    return InputNorm.empty(dim, min(components, dim))
+def empty_norm(config: AdapterConfig, dim: int) -> InputNorm:
+    """An unfitted norm: at most as many components as numbers, and the collaborative directions with the mean label."""
+    assert config.components is not None, config
+    directions = 1 + config.collaborative if config.collaborative else 0
+    return InputNorm.empty(dim, directions + min(config.components, dim))
 
 
 def _standardise(augment: Tensor, centre: Tensor, scale: Tensor) -> None:
@@ -272,6 +277,9 @@ def _read_meta(folder: Path) -> AdapterMeta:
             f"{path} has format {found!r}, this version of Lorestream reads {FORMAT}. "
             "Use the version that wrote it, or train again."
         )
+    if isinstance(content.get("config"), dict):
+        # Adapters made before there were collaborative directions have none.
+        content["config"].setdefault("collaborative", 0)
     try:
         return AdapterMeta.model_validate(content)
     except ValidationError as error:

@@ -39,7 +39,7 @@ def whitening(covariance: np.ndarray, out_dim: int, power: float = 0.5) -> np.nd
     # An eigenvector's sign is arbitrary: fix it, so that equal data gives equal files.
     peak = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[peak, np.arange(directions.shape[1])])
-    keep = np.flatnonzero(values > max(RANK_TOLERANCE * float(values[0]), TINY))
+    keep = np.flatnonzero(values > max(RANK_TOLERANCE * float(values[:1].sum()), TINY))
     projection = np.zeros((len(covariance), out_dim))
     if len(keep):
         spread = np.mean(values[keep] ** (1 - 2 * power)) ** 0.5
@@ -100,6 +100,10 @@ class InputNorm(nn.Module):
             scaled = projection / _total_variance(covariance) ** 0.5
             norms.append(cls(torch.from_numpy(mean).float(), torch.from_numpy(scaled).float()))
         return norms[0], norms[1]
+
+    def beside(self, projection: np.ndarray) -> Self:
+        """A norm of the same centre whose first outputs are those of another `projection` [d, k]."""
+        return type(self)(self.mean, torch.cat([torch.from_numpy(projection).float(), self.projection], dim=1))
 
     @property
     def in_dim(self) -> int:

@@ -190,6 +190,7 @@ def lift(
     seeds: Annotated[int | None, Parameter(help="How many seeds.")] = None,
     users: Annotated[int | None, Parameter(help="A random sample of so many users.")] = None,
     train_users: Annotated[int | None, Parameter(help="Of these, so many whose events may teach.")] = None,
+    workers: Annotated[int, Parameter(help="Cells that are fitted at once, each on one thread.")] = 1,
     out: Annotated[Path | None, Parameter(help="Folder of cells, embeddings and reports (default: lift).")] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,
@@ -208,7 +209,7 @@ def lift(
         train_users=train_users,
     )
     with _results_only(json) as stream:
-        report = measure(config, dataset, knowledge, out, matrix)
+        report = measure(config, dataset, knowledge, out, matrix, workers)
         _write(stream, report, json, lambda: summary(report))
 
 

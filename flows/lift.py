@@ -31,7 +31,7 @@ def matrix_config(quick: bool, **chosen: object) -> MatrixConfig:
 
 
 def lift(
-    config: Path, dataset: Path | None, knowledge: Path | None, out: Path | None, matrix: MatrixConfig
+    config: Path, dataset: Path | None, knowledge: Path | None, out: Path | None, matrix: MatrixConfig, workers: int = 1
 ) -> dict[str, object]:
     """The report as one object. Cells, embeddings, `report.json` and `report.html` stand in `out`.
 
@@ -74,7 +74,7 @@ def lift(
 
     cells = Matrix(data, matrix, folder)
     log.info("%d cells; those in %s are kept", len(cells.cells()), folder / "cells")
-    cells.run(told)
+    cells.run(told, workers)
     rerank = None
     if "kar" in matrix.protocols:
 
@@ -103,6 +103,7 @@ def as_configured(matrix: MatrixConfig, adapter: AdapterConfig) -> MatrixConfig:
     ctr = CtrConfig.model_validate({name: getattr(adapter, name) for name in CtrConfig.model_fields})
     tower = TowerConfig(
         components=adapter.components,
+        collaborative=adapter.collaborative,
         whitening=adapter.whitening,
         out_dim=adapter.out_dim,
         shared=adapter.shared,
@@ -127,6 +128,14 @@ def summary(report: dict[str, Any]) -> str:
             f"{d['protocol']:<11}{d['backbone']:<9}{d['arm'] + ' - ' + d['against']:<34}"
             f"{auc['value']:+.4f} AUC ({auc['low']:+.4f} to {auc['high']:+.4f})"
         )
+    for kept in report["kept"]:
+        share = kept["share"]
+        if share["value"] is not None:
+            lines.append(
+                f"{kept['protocol']:<11}an adapter trained with {kept['frozen_with']}, then frozen, keeps "
+                f"{share['value']:.0%} of the lift ({share['low']:.0%} to {share['high']:.0%}) on "
+                f"{', '.join(kept['backbones'])}"
+            )
     return "\n".join([*lines, "", *report["notes"], f"Tables and plots: {report['report']}"])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,10 @@ Change = Literal["others", "random"]
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """What an arm reads: sources of the item's and the user's side, and what is done to their texts."""
+    """What an arm reads: sources of the item's and the user's side, and what is done to their texts.
+
+    Several sources of items are read as one, beside each other; of users, each has a table of its own.
+    """
 
     item: tuple[str, ...] = ()
     user: tuple[str, ...] = ()
@@ -27,6 +31,8 @@ class ArmSpec:
     wrong: float = 0.0
     stale_days: int = 0
     mlp: bool = False
+    # The adapter is trained with one model, and every model then reads its vectors as they are.
+    frozen: bool = False
     id_mask: bool = True
     long_history: bool = False
     traits: bool = False
@@ -79,7 +85,9 @@ def arm_specs(data: LiftData, protocol: Protocol) -> dict[Arm, ArmSpec]:
         specs["group_ids"] = ArmSpec(group_ids=groups)
         specs["groups"] = ArmSpec(user=groups)
         specs["groups_shuffled"] = ArmSpec(user=groups, change="others")
-    specs |= {"mlp": replace(full, mlp=True), "full": full}
+    specs |= {"mlp": replace(full, mlp=True), "full": full, "frozen": replace(full, frozen=True)}
+    if full.item and "titles" in usable:
+        specs["full_titles"] = replace(full, item=(*full.item, "titles"))
     specs |= {
         "wrong_10": replace(full, wrong=0.1),
         "wrong_30": replace(full, wrong=0.3),
@@ -101,10 +109,14 @@ def known_to(spec: ArmSpec, data: LiftData, split: Split, seed: int) -> Known:
     for side, names in (("item", spec.item), ("user", spec.user)):
         if not names:
             continue
-        sources = [data.sources[name] for name in names]
+        sources = [
+            replace(data.sources[name], vectors=_changed(spec, data.sources[name], name, seed)) for name in names
+        ]
+        if side == "item":
+            sources = [reduce(Source.beside, sources)]
         delay = spec.stale_days * DAY_US if side == "user" else 0
         sides[side] = Side(
-            tables=tuple(_changed(spec, s, name, seed) for name, s in zip(names, sources, strict=True)),
+            tables=tuple(source.vectors for source in sources),
             rows=tuple(source.rows(samples.ts, delay) for source in sources),
             of_item=_history_rows(sources[0], data) if side == "item" else None,
         )

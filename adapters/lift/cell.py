@@ -7,7 +7,7 @@ import numpy as np
 
 from adapters.backbone import CtrModel
 from adapters.config import Backbone
-from adapters.fit import KnowledgeTraining, fit, predict
+from adapters.fit import Fitted, KnowledgeTraining, fit, predict
 from adapters.lift.arms import ArmSpec, known_to
 from adapters.lift.config import MatrixConfig
 from adapters.lift.data import LiftData
@@ -39,9 +39,7 @@ def run_cell(
         length = config.long_history_length
     samples = newest_events(split.samples, length)
     id_mask = config.cold_id_mask if split.protocol == "cold_items" else config.ctr.id_mask
-    ctr = config.ctr.model_copy(
-        update={"backbone": backbone, "seed": seed, "id_mask": id_mask if spec.id_mask else 0.0}
-    )
+    ctr = config.ctr.model_copy(update={"seed": seed, "id_mask": id_mask if spec.id_mask else 0.0})
     masks = np.zeros((3, len(samples)), dtype=bool)
     masks[0][split.train] = True
     masks[1][split.valid] = True
@@ -49,16 +47,25 @@ def run_cell(
     knowledge = None
     if known.item is not None or known.user is not None:
         knowledge = CellKnowledge(known, samples, split.train, config.tower, seed, ctr.device, spec.mlp)
-    model = CtrModel(
-        samples, known_items(samples, masks[0]), ctr, knowledge.dim if knowledge else 0, fields=known.fields
-    )
+    masks_of = masks[0], masks[1], masks[2]
+
+    def fitted_with(backbone: Backbone, training: KnowledgeTraining | None) -> tuple[CtrModel, Fitted]:
+        named = ctr.model_copy(update={"backbone": backbone})
+        dim = knowledge.dim if knowledge else 0
+        model = CtrModel(samples, known_items(samples, masks[0]), named, dim, fields=known.fields)
+        # No test row is given: nothing is measured on them while fitting.
+        return model, fit(model, knowledge, samples, masks_of, named, training=training)
+
     training = None
     if knowledge is not None:
         tower = config.tower
         head = CellHead(knowledge).to(ctr.device) if tower.head_weight else None
         training = KnowledgeTraining(head, tower.head_weight, tower.weight_decay, head_chooses=False)
-    # No test row is given: nothing is measured on them while fitting.
-    fitted = fit(model, knowledge, samples, (masks[0], masks[1], masks[2]), ctr, training=training)
+        if spec.frozen:
+            fitted_with(config.frozen_with, training)
+            knowledge.requires_grad_(False)
+            training = None
+    model, fitted = fitted_with(backbone, training)
     best = fitted.epochs[fitted.best]
     return Scored(
         scores=predict(model, knowledge, split.test),

@@ -4,7 +4,7 @@ An interval is a paired bootstrap: users are resampled, and the seeds that both 
 same resample. So it covers both chance in who was measured and chance in how the model was fitted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,22 @@ class Difference(BaseModel, frozen=True, extra="forbid"):
     logloss: Interval
 
 
+class Kept(BaseModel, frozen=True, extra="forbid"):
+    """What is left of joint training's lift when the adapter was trained with `frozen_with` and then frozen: means of
+    AUC less base over the other `backbones`, and the second lift's share of the first.
+
+    The share is null where the interval of the joint lift touches zero: there is nothing to keep.
+    """
+
+    protocol: Protocol
+    frozen_with: Backbone
+    backbones: tuple[Backbone, ...]
+    seeds: int
+    joint: Interval
+    frozen: Interval
+    share: Interval
+
+
 @dataclass(frozen=True)
 class _Model:
     """One cell on one part: its measures, and those of each resample [draws]."""
@@ -103,31 +119,41 @@ class _Model:
     losses: np.ndarray
 
 
-def compare(matrix: Matrix) -> tuple[list[ArmMeasure], list[Difference]]:
-    """Measures and differences of all parts, over the cells that are done."""
+def compare(matrix: Matrix) -> tuple[list[ArmMeasure], list[Difference], list[Kept]]:
+    """Measures and differences of all parts, over the cells that are done, and what frozen adapters kept."""
     done: dict[tuple[Protocol, Backbone], dict[Arm, dict[int, Cell]]] = {}
     for cell in matrix.cells():
         if matrix.find(cell) is not None:
             done.setdefault((cell.protocol, cell.backbone), {}).setdefault(cell.arm, {})[cell.seed] = cell
     measures: list[ArmMeasure] = []
     differences: list[Difference] = []
+    whole: dict[Protocol, dict[Backbone, dict[Arm, dict[int, _Model]]]] = {}
     for (protocol, backbone), arms in done.items():
         scores = {arm: {seed: matrix.scores(cell) for seed, cell in cells.items()} for arm, cells in arms.items()}
-        for part, rows in parts_of_test(matrix, protocol):
+        seeds = sorted({seed for cells in arms.values() for seed in cells})
+        parts = {seed: dict(parts_of_test(matrix, protocol, seed)) for seed in seeds}
+        for part in parts[seeds[0]]:
+            if not all(part in named for named in parts.values()):
+                continue
+            rows = {seed: parts[seed][part] for seed in seeds}
             models = _resampled(matrix, protocol, rows, scores)
             place = {"protocol": protocol, "backbone": backbone, "part": part}
-            measures += [_measure(place, arm, len(rows), by_seed) for arm, by_seed in models.items()]
+            size = round(float(np.mean([len(r) for r in rows.values()])))
+            measures += [_measure(place, arm, size, by_seed) for arm, by_seed in models.items()]
             differences += [_difference(place, *pair, models) for pair in _pairs(models)]
-    return measures, differences
+            if part == "all":
+                whole.setdefault(protocol, {})[backbone] = models
+    kept = [_kept(protocol, models, matrix.config.frozen_with) for protocol, models in whole.items()]
+    return measures, differences, [found for found in kept if found is not None]
 
 
-def parts_of_test(matrix: Matrix, protocol: Protocol) -> Iterator[tuple[str, np.ndarray]]:
+def parts_of_test(matrix: Matrix, protocol: Protocol, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Named parts of a protocol's test samples, as positions among them: all, and slices large enough to judge.
 
     Slices are by the item's training events, by how many events the user had before, by the age of the user's text,
     and by whose knowledge there was.
     """
-    split = matrix.split(protocol)
+    split = matrix.split(protocol, seed)
     samples, test = split.samples, split.test
     yield "all", np.arange(len(test))
     trained = np.bincount(samples.item[split.train], minlength=len(samples.items))[samples.item[test]]
@@ -136,7 +162,7 @@ def parts_of_test(matrix: Matrix, protocol: Protocol) -> Iterator[tuple[str, np.
         _bands("item with {} training events", trained, (0, 1, 10, 100)),
         _bands("user with {} earlier events", before, (0, 10, 30, 100)),
     ]
-    ages = _text_ages(matrix, protocol)
+    ages = _text_ages(matrix, protocol, seed)
     if ages is not None:
         # No text yet counts as an age below 0.
         slicings.append(_bands("user text of {} days", ages, (0, 7, 30, 90, 365)))
@@ -161,45 +187,52 @@ def _bands(name: str, value: np.ndarray, starts: Sequence[int]) -> Iterator[tupl
             yield name.format(f"{low} to {high - 1}"), (value >= low) & (value < high)
 
 
-def _text_ages(matrix: Matrix, protocol: Protocol) -> np.ndarray | None:
+def _text_ages(matrix: Matrix, protocol: Protocol, seed: int) -> np.ndarray | None:
     """Days since the user's text came to hold, per test sample, -1 for none; None where no text tells of users."""
     source = matrix.data.sources.get("summaries")
     if source is None:
         return None
-    split = matrix.split(protocol)
+    split = matrix.split(protocol, seed)
     rows = source.rows(split.samples.ts)[split.test]
     ages = (split.samples.ts[split.test] - source.valid_from[rows]) / DAY_US
     return np.where(rows >= 0, ages, -1.0)
 
 
 def _resampled(
-    matrix: Matrix, protocol: Protocol, rows: np.ndarray, scores: dict[Arm, dict[int, np.ndarray]]
+    matrix: Matrix, protocol: Protocol, rows: dict[int, np.ndarray], scores: dict[Arm, dict[int, np.ndarray]]
 ) -> dict[Arm, dict[int, _Model]]:
-    split = matrix.split(protocol)
-    label = split.samples.label[split.test][rows]
-    _, user = np.unique(split.samples.user[split.test][rows], return_inverse=True)
-    users = int(user.max()) + 1
-    drawn = resample_users(users, matrix.config.bootstrap_draws, BOOTSTRAP_SEED)
-    count = np.bincount(user, minlength=users)
+    """Each cell on the `rows` of its seed. All seeds are judged on the same resamples of users."""
+    everyone = resample_users(len(matrix.data.samples.users), matrix.config.bootstrap_draws, BOOTSTRAP_SEED)
+    models: dict[Arm, dict[int, _Model]] = {arm: {} for arm in scores}
+    for seed, part in rows.items():
+        split = matrix.split(protocol, seed)
+        label = split.samples.label[split.test][part]
+        codes, user = np.unique(split.samples.user[split.test][part], return_inverse=True)
+        drawn, users = everyone[:, codes], len(codes)
+        count = np.bincount(user, minlength=users)
+        for arm, by_seed in scores.items():
+            if seed in by_seed:
+                models[arm][seed] = _judged(label, by_seed[seed][part], user, count, drawn)
+    return models
 
-    def model(score: np.ndarray) -> _Model:
-        inside = user_aucs(label, score, user, users)
-        weighed = count * np.isfinite(inside)
-        p = np.clip(score.astype(np.float64), 1e-7, 1 - 1e-7)
-        loss = np.bincount(user, weights=-np.where(label > 0, np.log(p), np.log1p(-p)), minlength=users)
-        with np.errstate(invalid="ignore"):
-            gaucs = drawn @ np.nan_to_num(inside * weighed) / (drawn @ weighed)
-        return _Model(
-            auc=auc(label, score),
-            gauc=gauc(label, score, user),
-            logloss=logloss(label, score),
-            calibration=calibration_error(label, score),
-            aucs=resampled_aucs(label, score, user, drawn),
-            gaucs=gaucs,
-            losses=drawn @ loss / (drawn @ count),
-        )
 
-    return {arm: {seed: model(score[rows]) for seed, score in by_seed.items()} for arm, by_seed in scores.items()}
+def _judged(label: np.ndarray, score: np.ndarray, user: np.ndarray, count: np.ndarray, drawn: np.ndarray) -> _Model:
+    inside = user_aucs(label, score, user, len(count))
+    weighed = count * np.isfinite(inside)
+    p = np.clip(score.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = np.bincount(user, weights=-np.where(label > 0, np.log(p), np.log1p(-p)), minlength=len(count))
+    with np.errstate(invalid="ignore"):
+        gaucs = drawn @ np.nan_to_num(inside * weighed) / (drawn @ weighed)
+        losses = drawn @ loss / (drawn @ count)
+    return _Model(
+        auc=auc(label, score),
+        gauc=gauc(label, score, user),
+        logloss=logloss(label, score),
+        calibration=calibration_error(label, score),
+        aucs=resampled_aucs(label, score, user, drawn),
+        gaucs=gaucs,
+        losses=losses,
+    )
 
 
 def _pairs(models: dict[Arm, dict[int, _Model]]) -> list[tuple[Arm, Arm]]:
@@ -208,6 +241,10 @@ def _pairs(models: dict[Arm, dict[int, _Model]]) -> list[tuple[Arm, Arm]]:
         pairs += [(arm, "base") for arm in models if arm != "base"]
     if "full" in models:
         pairs += [("full", control) for control in CONTROLS if control in models]
+    if {"full", "frozen"} <= set(models):
+        pairs.append(("frozen", "full"))
+    if "full_titles" in models:
+        pairs += [("full_titles", control) for control in ("titles", "full") if control in models]
     if "groups" in models:
         pairs += [("groups", control) for control in ("group_ids", "groups_shuffled") if control in models]
     return [pair for pair in pairs if set(models[pair[0]]) & set(models[pair[1]])]
@@ -254,15 +291,52 @@ def _difference(place: dict[str, str], arm: Arm, against: Arm, models: dict[Arm,
     )
 
 
+def _kept(
+    protocol: Protocol, models: dict[Backbone, dict[Arm, dict[int, _Model]]], frozen_with: Backbone
+) -> Kept | None:
+    """None where no other backbone has the three arms."""
+    wanted: tuple[Arm, ...] = ("base", "full", "frozen")
+    others = [b for b, arms in models.items() if b != frozen_with and all(arms.get(arm) for arm in wanted)]
+    seeds = sorted(set.intersection(*(set(models[b][arm]) for b in others for arm in wanted))) if others else []
+    if not seeds:
+        return None
+
+    def mean(measure: Callable[[_Model], np.ndarray]) -> dict[Arm, np.ndarray]:
+        """Per arm [seeds, ...], over the backbones."""
+        return {
+            arm: np.stack([np.mean([measure(models[b][arm][seed]) for b in others], axis=0) for seed in seeds])
+            for arm in wanted
+        }
+
+    value, drawn = mean(lambda m: np.asarray(m.auc)), mean(lambda m: m.aucs)
+    lifts = {arm: (value[arm] - value["base"], drawn[arm] - drawn["base"]) for arm in ("full", "frozen")}
+    joint, frozen = (paired_interval(one.tolist(), each) for one, each in lifts.values())
+    share = Interval(value=None, low=None, high=None)
+    if joint.is_above_zero:
+        chosen = _seed_draws(*drawn["base"].shape)
+        resampled = [each[chosen, np.arange(each.shape[1])[:, None]].mean(axis=1) for _, each in lifts.values()]
+        low, high = np.quantile(resampled[1] / resampled[0], [0.025, 0.975])
+        kept = float(lifts["frozen"][0].mean() / lifts["full"][0].mean())
+        share = Interval(value=kept, low=finite(low), high=finite(high))
+    return Kept(
+        protocol=protocol, frozen_with=frozen_with, backbones=tuple(others), seeds=len(seeds), joint=joint,
+        frozen=frozen, share=share,
+    )  # fmt: skip
+
+
+def _seed_draws(seeds: int, draws: int) -> np.ndarray:
+    """Which seeds each resample takes, [draws, seeds], with replacement."""
+    return np.random.default_rng(BOOTSTRAP_SEED).integers(0, seeds, (draws, seeds))
+
+
 def paired_interval(values: Sequence[float], drawn: np.ndarray) -> Interval:
     """The mean of `values` over seeds with the 2.5 % and 97.5 % quantiles of resampled users and seeds.
 
     `drawn` [seeds, draws] are the differences of each seed in each resample of users; each draw takes seeds with
     replacement.
     """
-    seeds, draws = drawn.shape
-    chosen = np.random.default_rng(BOOTSTRAP_SEED).integers(0, seeds, (draws, seeds))
-    means = drawn[chosen, np.arange(draws)[:, None]].mean(axis=1)
+    chosen = _seed_draws(*drawn.shape)
+    means = drawn[chosen, np.arange(drawn.shape[1])[:, None]].mean(axis=1)
     means = means[np.isfinite(means)]
     low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (np.nan, np.nan)
     return Interval(value=finite(float(np.mean(values))), low=finite(low), high=finite(high))

@@ -22,6 +22,8 @@ Arm = Literal[
     "groups_shuffled",
     "mlp",
     "full",
+    "full_titles",
+    "frozen",
     "wrong_10",
     "wrong_30",
     "wrong_50",
@@ -44,6 +46,8 @@ ARMS: dict[Arm, str] = {
     "groups_shuffled": "the same groups, with each other's texts",
     "mlp": "as full, with a plain MLP of equal width for the experts",
     "full": "all texts of the LLM through the hybrid-expert adapter",
+    "full_titles": "as full, with titles and attributes beside the LLM's texts about items",
+    "frozen": "as full, but the adapter was trained with another model and is not trained any more",
     "wrong_10": "as full, 10 % of items and users with another's texts",
     "wrong_30": "as full, 30 % of items and users with another's texts",
     "wrong_50": "as full, 50 % of items and users with another's texts",
@@ -59,13 +63,15 @@ class TowerConfig(BaseModel, frozen=True, extra="forbid"):
     """The adapter of one cell, trained jointly with its backbone.
 
     KAR's exact layer is `components=None, linear_path=False, head_weight=0, dropout=0`. The default was chosen by
-    validation on cold items of MovieLens-1M (400 users, DeepFM). There the experts memorise the items of the training
-    events unless they are small and decay strongly: with a decay of 1, width 16 and no dropout, texts made the model
-    worse than none.
+    validation on cold items of MovieLens-1M (2,000 users teach, DeepFM, item texts and titles, two draws of items): the
+    AUC on validation items is 0.652 without knowledge, 0.671 with collaborative directions alone, and 0.664 with 32
+    principal components beside them. 64 components alone reach 0.657 on the first draw, where those reach 0.671.
     """
 
     # Principal components of the texts, whitened, fitted on what training events read; None: the raw vectors.
-    components: int | None = Field(64, ge=1)
+    components: int | None = Field(0, ge=0)
+    # Collaborative directions of the texts beside them, as in `AdapterConfig.collaborative`.
+    collaborative: int = Field(16, ge=0)
     whitening: float = Field(0.5, ge=0, le=0.5)
     out_dim: int = Field(8, ge=1)
     shared: int = Field(2, ge=0)
@@ -73,7 +79,7 @@ class TowerConfig(BaseModel, frozen=True, extra="forbid"):
     hidden: int = Field(32, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     linear_path: bool = True
-    weight_decay: float = Field(8.0, ge=0)
+    weight_decay: float = Field(1.0, ge=0)
     # Weight of the loss of a linear head on knowledge alone, as in training the published adapter.
     head_weight: float = Field(0.3, ge=0)
 
@@ -100,6 +106,8 @@ class MatrixConfig(BaseModel, frozen=True, extra="forbid"):
     # Where only unseen items are judged, hiding more ids teaches every arm more; 0.3 elsewhere (`ctr.id_mask`).
     cold_id_mask: float = Field(0.7, ge=0, lt=1)
     tower: TowerConfig = TowerConfig()
+    # The model with which the adapter of the arm `frozen` is trained before it meets the others.
+    frozen_with: Backbone = "DeepFM"
     bootstrap_draws: int = Field(300, ge=10)
 
 

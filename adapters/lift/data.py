@@ -35,6 +35,20 @@ class Source:
         """The same texts for the samples at `index`."""
         return replace(self, holder=self.holder[index])
 
+    def beside(self, other: Self) -> Self:
+        """Texts of both sources about the same entities as one row each, [rows, d + other's d].
+
+        A row begins whenever either has a new one, and holds zeros for a source that has none yet.
+        """
+        entity, since = np.concatenate([(s.entity, s.valid_from) for s in (self, other)], axis=1)
+        entity, since = np.unique(np.stack([entity, since]), axis=1)
+        parts = []
+        for source in (self, other):
+            # What holds from a moment on is part of the row that begins then.
+            found = newest_before(entity, since + 1, source.entity, source.valid_from, 1)[:, 0]
+            parts.append(np.where(found[:, None] >= 0, source.vectors[found], 0.0))
+        return replace(self, vectors=np.concatenate(parts, axis=1, dtype=np.float32), entity=entity, valid_from=since)
+
 
 @dataclass(frozen=True)
 class LiftData:

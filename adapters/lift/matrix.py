@@ -7,11 +7,15 @@ The digest names data, arm and settings, so a folder may hold several matrices. 
 last: where it stands, the cell is done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ValidationError
 
 from adapters.config import Backbone
@@ -19,14 +23,14 @@ from adapters.lift.arms import ArmSpec, arm_specs
 from adapters.lift.cell import run_cell
 from adapters.lift.config import Arm, MatrixConfig, Protocol
 from adapters.lift.data import LiftData, chosen_users
-from adapters.lift.splits import Split, split_by
+from adapters.lift.splits import DEALT, KAR_SEED, Split, split_by
 from adapters.measures import auc, calibration_error, gauc, logloss
 from warehouse.errors import ConfigError
 from warehouse.keys import digest
 from warehouse.store import replacing, write_json
 
 # Raised when what a cell computes changes, so that older files are not taken for it.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Matrix:
         self.config, self.folder = config, Path(folder)
         self.data = data.of_users(config.users)
         self._data_digest = self.data.digest
-        self._splits: dict[Protocol, Split] = {}
+        self._splits: dict[tuple[Protocol, int], Split] = {}
         self._specs = {protocol: self._chosen(protocol) for protocol in config.protocols}
 
     def cells(self) -> list[Cell]:
@@ -97,14 +101,19 @@ class Matrix:
     def spec(self, cell: Cell) -> ArmSpec:
         return self._specs[cell.protocol][cell.arm]
 
-    def split(self, protocol: Protocol) -> Split:
-        """The protocol's split, made once, with only the training events of those users that may teach."""
-        if protocol not in self._splits:
-            split = split_by(protocol, self.data.samples)
+    def split(self, protocol: Protocol, seed: int) -> Split:
+        """The protocol's split, made once, with only the training events of those users that may teach.
+
+        Which items or users are cold depends on the seed: a few hundred items are too few for one draw of them to say
+        what knowledge is worth.
+        """
+        place = protocol, seed if protocol in DEALT else 0
+        if place not in self._splits:
+            split = split_by(protocol, self.data.samples, KAR_SEED + place[1])
             teaching = chosen_users(len(split.samples.users), self.config.train_users)
             train = split.train[teaching[split.samples.user[split.train]]]
-            self._splits[protocol] = replace(split, train=train)
-        return self._splits[protocol]
+            self._splits[place] = replace(split, train=train)
+        return self._splits[place]
 
     def digest(self, cell: Cell) -> str:
         """Identity of what the cell computes."""
@@ -112,6 +121,8 @@ class Matrix:
         unread = {"protocols", "backbones", "arms", "seeds", "users", "bootstrap_draws"}
         if not spec.item and not spec.user:
             unread.add("tower")
+        if not spec.frozen:
+            unread.add("frozen_with")
         return digest(
             {
                 "format": FORMAT,
@@ -138,21 +149,35 @@ class Matrix:
         """Click probabilities of the split's test samples, of a cell that is done. float32 [test]."""
         return np.asarray(np.load(self._path(cell, ".npy")))
 
-    def run(self, progress: Callable[[Progress], None] | None = None) -> None:
-        """Fit the cells that are missing."""
+    def run(self, progress: Callable[[Progress], None] | None = None, workers: int = 1) -> None:
+        """Fit the cells that are missing, in as many processes of one thread each as there are `workers`.
+
+        A cell is the same whatever `workers` is, up to the order in which a thread pool adds numbers.
+        """
         cells = self.cells()
         missing = [cell for cell in cells if self.find(cell) is None]
-        spent = 0.0
-        for number, cell in enumerate(missing):
-            result = self._fit(cell)
-            spent += result.seconds
+        started = perf_counter()
+        for done, (cell, result) in enumerate(self._fitted(missing, workers), start=1):
             if progress is not None:
-                done = number + 1
-                left = spent / done * (len(missing) - done)
+                left = (perf_counter() - started) / done * (len(missing) - done)
                 progress(Progress(len(cells) - len(missing) + done, len(cells), cell, result.auc, result.seconds, left))
 
+    def _fitted(self, missing: list[Cell], workers: int) -> Iterator[tuple[Cell, CellResult]]:
+        if workers == 1 or len(missing) < 2:
+            yield from ((cell, self._fit(cell)) for cell in missing)
+            return
+        # Forked children share the data. What a split or a child makes is the child's own.
+        context = get_context("fork")
+        with ProcessPoolExecutor(workers, context, _be_a_worker, (self,)) as pool:
+            fits = {pool.submit(_fit_in_worker, cell): cell for cell in missing}
+            try:
+                for fit in as_completed(fits):
+                    yield fits[fit], fit.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
     def _fit(self, cell: Cell) -> CellResult:
-        split = self.split(cell.protocol)
+        split = self.split(cell.protocol, cell.seed)
         made = run_cell(self.data, split, self.spec(cell), cell.backbone, cell.seed, self.config)
         label, user = split.samples.label[split.test], split.samples.user[split.test]
         result = CellResult(
@@ -192,6 +217,20 @@ class Matrix:
                 f"{', '.join(specs)}."
             )
         return chosen
+
+
+_matrix: Matrix | None = None
+
+
+def _be_a_worker(matrix: Matrix) -> None:
+    global _matrix
+    _matrix = matrix
+    torch.set_num_threads(1)
+
+
+def _fit_in_worker(cell: Cell) -> CellResult:
+    assert _matrix is not None, "a worker that was not set up"
+    return _matrix._fit(cell)
 
 
 def finite(value: float) -> float | None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from pydantic import BaseModel
 
-from adapters.lift.compare import ArmMeasure, Difference, Interval, compare
+from adapters.lift.compare import ArmMeasure, Difference, Interval, Kept, compare
 from adapters.lift.config import ARMS, Arm, MatrixConfig, Protocol
 from adapters.lift.matrix import Matrix
 from adapters.lift.plots import interval_plot
@@ -52,6 +52,7 @@ class MatrixReport(BaseModel, frozen=True, extra="forbid"):
     mean_cell_s: float | None
     measures: tuple[ArmMeasure, ...]
     differences: tuple[Difference, ...]
+    kept: tuple[Kept, ...] = ()
     rerank: RerankReport | None = None
 
     def difference(self, protocol: Protocol, backbone: str, arm: Arm, against: Arm, part: str = "all") -> Difference:
@@ -65,7 +66,7 @@ class MatrixReport(BaseModel, frozen=True, extra="forbid"):
 
 def report_of(matrix: Matrix, rerank: RerankReport | None = None) -> MatrixReport:
     """The report of the cells that are done."""
-    measures, differences = compare(matrix)
+    measures, differences, kept = compare(matrix)
     results = [result for cell in matrix.cells() if (result := matrix.find(cell)) is not None]
     seconds: dict[str, float] = {}
     samples: dict[Protocol, dict[str, int]] = {}
@@ -100,6 +101,7 @@ def report_of(matrix: Matrix, rerank: RerankReport | None = None) -> MatrixRepor
         mean_cell_s=sum(seconds.values()) / len(results) if results else None,
         measures=tuple(measures),
         differences=tuple(differences),
+        kept=tuple(kept),
         rerank=rerank,
     )
 
@@ -124,6 +126,8 @@ def html_page(report: MatrixReport) -> str:
         + _table(("arm", "what its model knows"), list(ARMS.items()))
         + "</details>",
     ]
+    if report.kept:
+        parts.append(_kept(report.kept))
     for protocol in report.config.protocols:
         if protocol in report.samples:
             parts += _protocol(report, protocol)
@@ -206,6 +210,17 @@ def _slices(differences: Sequence[Difference], measures: Sequence[ArmMeasure]) -
         )
     header = ("slice", "samples", "AUC of base", "difference", "AUC", "LogLoss")
     return "<details open><summary>Slices</summary>" + _table(header, rows) + "</details>"
+
+
+def _kept(kept: Sequence[Kept]) -> str:
+    rows = []
+    for k in kept:
+        share = k.share
+        told = "n/a" if share.value is None else f"{share.value:.0%} ({share.low or 0:.0%} to {share.high or 0:.0%})"
+        rows.append((k.protocol, ", ".join(k.backbones), _interval(k.joint), _interval(k.frozen), told))
+    with_model = kept[0].frozen_with
+    title = f"<h2>What an adapter that was trained with {with_model} keeps on other models</h2>"
+    return title + _table(("protocol", "models", "trained jointly, AUC less base", "frozen", "kept"), rows)
 
 
 def _rerank(report: RerankReport) -> list[str]:

@@ -67,7 +67,7 @@ def kept_rerank(matrix: Matrix, progress: Callable[[Arm, int, float], None] | No
     path = matrix.folder / f"rerank-{name[:12]}.json"
     if path.exists():
         return RerankReport.model_validate_json(path.read_bytes())
-    report = measure_rerank(matrix.data, matrix.split("kar"), matrix.config, progress)
+    report = measure_rerank(matrix.data, matrix.split("kar", 0), matrix.config, progress)
     write_json(path, report.model_dump(mode="json"))
     return report
 

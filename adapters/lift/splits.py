@@ -21,6 +21,8 @@ KAR_HISTORY = 30
 VALIDATION, TEST = 0.1, 0.1
 # Of cold items only their own events are judged, of cold users only their first: a tenth would be few.
 COLD_TEST = 0.2
+# Protocols in which every seed of a matrix deals anew which items or users are cold.
+DEALT: frozenset[Protocol] = frozenset({"cold_items", "cold_users"})
 FIRST_EVENTS = 20
 
 

@@ -9,16 +9,18 @@ What a user's past items say is knowledge that any CTR model can join: the item 
 Every arm with item texts has these features, so arms differ in the texts only.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adapters.collaborative import Interactions, reduction
 from adapters.experts import HybridExpertAdapter
 from adapters.features import Knowledge
 from adapters.lift.arms import Known, Side
 from adapters.lift.config import TowerConfig
 from adapters.samples import Samples
-from adapters.whitening import InputNorm
 
 
 class PlainTowers(nn.Module):
@@ -59,8 +61,8 @@ class PlainTowers(nn.Module):
 class CellKnowledge(Knowledge):
     """Features [b, dim] of samples by position, as this module's docstring lists them.
 
-    Each side's tables are reduced once, by a whitening fitted on the rows that `train` samples read; the towers are
-    then trained on `config.components` numbers per text, which is all that a cell keeps of it.
+    Each side's tables are reduced once, by norms fitted on the rows that `train` samples read; the towers are then
+    trained on those numbers, which is all that a cell keeps of a text.
     """
 
     user_rows: Tensor
@@ -82,8 +84,12 @@ class CellKnowledge(Knowledge):
         # Where the dot products stand: those with the history's two means, and the one of both sides.
         self.dots = [user + 2 * out + 2, user + 3 * out + 4] if self.has_item else []
         self.dots += [self.dim - 1] if self.has_user and self.has_item else []
-        given_sides = {"user": known.user, "item": known.item}
-        tables = {name: _reduced(side, train, config) for name, side in given_sides.items() if side is not None}
+        given_sides: dict[Literal["user", "item"], Side | None] = {"user": known.user, "item": known.item}
+        tables = {
+            name: _reduced(side, name, samples, train, config, seed)
+            for name, side in given_sides.items()
+            if side is not None
+        }
         widths = {name: sum(table.shape[1] for table in made) for name, made in tables.items()}
         # A side without texts has a tower all the same, which nothing reads.
         user_dim, item_dim = (widths.get(name, max(widths.values())) for name in ("user", "item"))
@@ -173,24 +179,34 @@ def _experts(user_dim: int, item_dim: int, config: TowerConfig) -> HybridExpertA
     )
 
 
-def _reduced(side: Side, train: np.ndarray, config: TowerConfig) -> list[Tensor]:
-    """Each table as [1 + rows, its share of the components], whitened, or as it is without any components to reduce to.
+def _reduced(
+    side: Side, name: Literal["user", "item"], samples: Samples, train: np.ndarray, config: TowerConfig, seed: int
+) -> list[Tensor]:
+    """Each table as [1 + rows, its share of the components and directions], or as it is where texts are read raw.
 
     Row 0 is zero and stands for no text.
     """
+    if config.components is None:
+        return [torch.from_numpy(np.concatenate([np.zeros_like(t[:1]), t])) for t in side.tables]
+    mask = np.zeros(len(samples), dtype=bool)
+    mask[train] = True
     reduced = []
     for place, (table, rows) in enumerate(zip(side.tables, side.rows, strict=True)):
-        if config.components is None:
-            reduced.append(torch.from_numpy(np.concatenate([np.zeros_like(table[:1]), table])))
-            continue
-        share = config.components // len(side.tables)
-        width = config.components - share * (len(side.tables) - 1) if place == 0 else share
-        read = np.unique(rows[train])
-        read = read[read >= 0]
-        full = np.zeros((1 + len(table), width), dtype=np.float32)
-        if len(read):
-            norm = InputNorm.whiten(table[read], width, config.whitening)
+        components = _share(config.components, len(side.tables), place)
+        directions = _share(1 + config.collaborative, len(side.tables), place) if config.collaborative else 0
+        full = np.zeros((1 + len(table), components + directions), dtype=np.float32)
+        row = rows[mask]
+        if (row >= 0).any():
+            # One of the directions is the mean label's.
+            known = Interactions.fit(samples, mask, directions - 1, seed) if directions else None
+            norm, _ = reduction(known, name, table, row, min(components, table.shape[1]), config.whitening, seed)
             made = norm(torch.from_numpy(table.astype(np.float32, copy=False))).numpy()
             full[1:, : made.shape[1]] = made
         reduced.append(torch.from_numpy(full))
     return reduced
+
+
+def _share(whole: int, parts: int, place: int) -> int:
+    """Of `whole`, what the table at `place` has; the first has what does not divide."""
+    share = whole // parts
+    return whole - share * (parts - 1) if place == 0 else share

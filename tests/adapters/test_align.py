@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.align import collaborative_embeddings, info_nce
+from adapters.align import info_nce
 from adapters.config import AdapterConfig
 from adapters.materialise import materialise_items, materialise_users
 from adapters.measures import auc
@@ -30,33 +30,6 @@ def test_info_nce_follows_its_formula() -> None:
         loss -= np.log(np.exp(scores[i, i]) / np.exp(scores[i]).sum()) / 10
         loss -= np.log(np.exp(scores[i, i]) / np.exp(scores[:, i]).sum()) / 10
     assert float(info_nce(torch.tensor(made), torch.tensor(target), 0.2)) == pytest.approx(loss)
-
-
-def test_collaborative_embeddings_are_the_truncated_decomposition_of_training_interactions(world: World) -> None:
-    samples = world.samples
-    train = samples.ts < np.quantile(samples.ts, 0.8)
-    users, items = collaborative_embeddings(samples, train, rank=6)
-    rows = np.flatnonzero(train)
-    dense = np.zeros((len(samples.users), len(samples.items)))
-    counts = [np.bincount(c[rows], minlength=n) for c, n in zip((samples.user, samples.item), dense.shape, strict=True)]
-    mean = samples.label[rows].mean()
-    for row in rows:
-        user, item = samples.user[row], samples.item[row]
-        dense[user, item] += (samples.label[row] - mean) / np.sqrt(counts[0][user] * counts[1][item])
-    left, values, right = np.linalg.svd(dense, full_matrices=False)
-    truncated = (left[:, :6] * values[:6]) @ right[:6]
-    np.testing.assert_allclose(users @ items.T, truncated, atol=0.02)
-    # Items that appear only later have no embedding.
-    assert (items.any(axis=1) == (counts[1] > 0)).all()
-    assert not items.any(axis=1).all()
-
-
-def test_more_numbers_than_the_interactions_hold_are_zero(world: World) -> None:
-    few = world.samples.take(np.arange(3))
-    users, items = collaborative_embeddings(few, np.ones(3, bool), rank=500)
-    assert users.shape == (len(few.users), 500)
-    assert np.isfinite(users).all()
-    assert not items[:, 200:].any()
 
 
 def test_later_labels_do_not_move_aligned_vectors(world: World) -> None:

@@ -12,10 +12,10 @@ from tests.adapters.lift.worlds import SMALL
 
 
 def test_measures_and_differences_are_those_of_the_stored_scores(matrix: Matrix) -> None:
-    measures, differences = compare(matrix)
-    split = matrix.split("time")
+    measures, differences, _ = compare(matrix)
+    split = matrix.split("time", 0)
     label, user = split.samples.label[split.test], split.samples.user[split.test]
-    parts = dict(parts_of_test(matrix, "time"))
+    parts = dict(parts_of_test(matrix, "time", 0))
     assert {m.part for m in measures} == set(parts)
     scores = {
         arm: np.stack([matrix.scores(Cell("time", "DeepFM", arm, seed)) for seed in (0, 1)])
@@ -40,8 +40,8 @@ def test_measures_and_differences_are_those_of_the_stored_scores(matrix: Matrix)
 
 
 def test_slices_part_the_test_samples_by_what_they_are_named(matrix: Matrix) -> None:
-    split = matrix.split("time")
-    parts = dict(parts_of_test(matrix, "time"))
+    split = matrix.split("time", 0)
+    parts = dict(parts_of_test(matrix, "time", 0))
     assert len(parts.pop("all")) == len(split.test)
     kinds = {name.split(" ")[0] + name.split(" ")[1] for name in parts}
     assert {"itemwith", "userwith", "usertext", "userown,"} <= kinds
@@ -88,6 +88,23 @@ def test_only_finished_cells_count(data: LiftData, tmp_path: Path) -> None:
     matrix = Matrix(data, config, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         matrix.run(stop)
-    measures, differences = compare(matrix)
+    measures, differences, _ = compare(matrix)
     assert {(m.arm, m.seeds) for m in measures} == {("base", 1)}
     assert differences == []
+
+
+def test_what_frozen_adapters_keep_is_the_ratio_of_mean_lifts(data: LiftData, tmp_path: Path) -> None:
+    chosen = {"protocols": ("time",), "arms": ("base", "full", "frozen"), "backbones": ("DCN", "DeepFM", "DCNMix")}
+    longer = SMALL.ctr.model_copy(update={"max_epochs": 4, "patience": 4, "learning_rate": 0.01})
+    matrix = Matrix(data, SMALL.model_copy(update={**chosen, "ctr": longer}), tmp_path)
+    matrix.run(workers=2)
+    measures, _, [kept] = compare(matrix)
+    assert (kept.protocol, kept.frozen_with, kept.backbones, kept.seeds) == ("time", "DeepFM", ("DCN", "DCNMix"), 2)
+    auc_of = {(m.backbone, m.arm): m.auc for m in measures if m.part == "all"}
+    joint, frozen = (
+        np.mean([auc_of[b, arm] - auc_of[b, "base"] for b in ("DCN", "DCNMix")]) for arm in ("full", "frozen")
+    )
+    assert (kept.joint.value, kept.frozen.value) == (pytest.approx(joint), pytest.approx(frozen))
+    assert kept.joint.is_above_zero
+    assert kept.share.value == pytest.approx(frozen / joint)
+    assert kept.share.low < kept.share.value < kept.share.high

@@ -35,3 +35,22 @@ def test_all_users_are_taken_where_no_more_are_there(data: LiftData) -> None:
     np.testing.assert_array_equal(first.samples.user, again.samples.user)
     assert set(np.unique(first.samples.user)) != set(np.unique(data.of_users(20, seed=2).samples.user))
     assert len(first.sources["facts"].holder) == len(first.samples) == pytest.approx(1600, rel=0.2)
+
+
+def test_two_sources_beside_each_other_give_what_each_gives_alone() -> None:
+    rng = np.random.default_rng(3)
+    holder, ts = rng.integers(0, 8, 500), rng.integers(0, 120, 500)
+    one, other = (
+        source_of("item", rng.normal(size=(30, dim)), rng.integers(0, 8, 30), rng.integers(0, 100, 30), holder)
+        for dim in (3, 2)
+    )
+    both = one.beside(other)
+    assert both.vectors.shape[1] == 5
+    row, alone = both.rows(ts), [source.vectors[source.rows(ts)] for source in (one, other)]
+    has = [source.rows(ts) >= 0 for source in (one, other)]
+    np.testing.assert_array_equal(row >= 0, has[0] | has[1])
+    for part, vectors, there in zip((slice(0, 3), slice(3, 5)), alone, has, strict=True):
+        np.testing.assert_array_equal(both.vectors[row[there]][:, part], vectors[there])
+        missing = ~there & (row >= 0)
+        assert missing.any()
+        assert not both.vectors[row[missing]][:, part].any()

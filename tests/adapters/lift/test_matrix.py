@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from adapters.lift.config import TowerConfig
 from adapters.lift.data import LiftData
@@ -59,7 +60,7 @@ def test_a_cell_says_how_its_scores_measure(data: LiftData, tmp_path: Path) -> N
     told: list[Progress] = []
     matrix.run(told.append)
     [cell] = matrix.cells()
-    result, split = matrix.find(cell), matrix.split("time")
+    result, split = matrix.find(cell), matrix.split("time", 0)
     assert result is not None
     label, user, scores = split.samples.label[split.test], split.samples.user[split.test], matrix.scores(cell)
     assert result.auc == pytest.approx(auc(label, scores))
@@ -89,7 +90,7 @@ def test_other_settings_or_data_are_other_cells(data: LiftData, tmp_path: Path) 
 def test_only_so_many_users_teach_and_all_are_judged(data: LiftData, tmp_path: Path) -> None:
     few = SMALL.model_copy(update={"train_users": 20})
     for protocol in ("time", "cold_items"):
-        all_teach, some = (Matrix(data, config, tmp_path).split(protocol) for config in (SMALL, few))
+        all_teach, some = (Matrix(data, config, tmp_path).split(protocol, 0) for config in (SMALL, few))
         np.testing.assert_array_equal(some.valid, all_teach.valid)
         np.testing.assert_array_equal(some.test, all_teach.test)
         assert set(some.train) < set(all_teach.train)
@@ -117,3 +118,43 @@ def test_a_broken_result_is_named(data: LiftData, tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ConfigError, match="Remove the file to have it made anew"):
         matrix.find(matrix.cells()[0])
+
+
+def test_workers_fit_the_same_cells(data: LiftData, tmp_path: Path) -> None:
+    config = SMALL.model_copy(update={"protocols": ("cold_items",)})
+    alone, shared = Matrix(data, config, tmp_path / "alone"), Matrix(data, config, tmp_path / "shared")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone.run()
+    finally:
+        torch.set_num_threads(threads)
+    told: list[Progress] = []
+    shared.run(told.append, workers=2)
+    assert [p.done for p in told] == [1, 2, 3, 4]
+    for cell in alone.cells():
+        np.testing.assert_array_equal(alone.scores(cell), shared.scores(cell))
+    made = files(tmp_path / "shared")
+    shared.run(told.append, workers=2)
+    assert files(tmp_path / "shared") == made
+
+
+def test_each_seed_has_cold_items_of_its_own_and_one_split_by_time(data: LiftData, tmp_path: Path) -> None:
+    matrix = Matrix(data, SMALL, tmp_path)
+    cold = [
+        set(matrix.split("cold_items", seed).samples.item[matrix.split("cold_items", seed).test]) for seed in (0, 1)
+    ]
+    assert cold[0] != cold[1]
+    np.testing.assert_array_equal(matrix.split("time", 0).test, matrix.split("time", 1).test)
+
+
+def test_a_frozen_adapter_is_that_of_the_other_model(data: LiftData, tmp_path: Path) -> None:
+    """Frozen with the cell's own model: the adapter is that of the joint cell, the model beside it another."""
+    chosen = {"protocols": ("time",), "arms": ("full", "frozen"), "seeds": (0,), "backbones": ("DCN", "DeepFM")}
+    matrix = Matrix(data, SMALL.model_copy(update=chosen), tmp_path)
+    matrix.run()
+    scores = {(cell.backbone, cell.arm): matrix.scores(cell) for cell in matrix.cells()}
+    assert not np.array_equal(scores["DCN", "frozen"], scores["DCN", "full"])
+    other = Matrix(data, SMALL.model_copy(update={**chosen, "frozen_with": "DCN"}), tmp_path)
+    digests = {(c.backbone, c.arm): matrix.digest(c) == other.digest(c) for c in matrix.cells()}
+    assert digests == {(b, arm): arm == "full" for b in ("DCN", "DeepFM") for arm in ("full", "frozen")}

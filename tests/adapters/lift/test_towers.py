@@ -9,7 +9,7 @@ from adapters.lift.splits import split_by
 from adapters.lift.towers import CellHead, CellKnowledge
 from adapters.whitening import InputNorm
 
-CONFIG = TowerConfig(components=12, out_dim=4, hidden=8)
+CONFIG = TowerConfig(components=12, collaborative=0, out_dim=4, hidden=8)
 
 
 def knowledge(data: LiftData, arm: Arm, mlp: bool = False) -> tuple[CellKnowledge, Known]:
