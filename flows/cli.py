@@ -208,7 +208,8 @@ def lift(
         users=users,
         train_users=train_users,
     )
-    with _results_only(json) as stream:
+    # A matrix takes long: what is done is told beside the JSON too.
+    with _results_only(False) as stream:
         report = measure(config, dataset, knowledge, out, matrix, workers)
         _write(stream, report, json, lambda: summary(report))
 

@@ -39,6 +39,8 @@ class RunReport:
     adapter_measures: dict[str, float] = field(default_factory=dict)
     # Of a new adapter, by tower: how evenly its gate uses the experts, and how much each.
     adapter_gates: dict[str, dict[str, object]] = field(default_factory=dict)
+    # And by side, which share of what others' choices say of an entity its texts foretell, on average over factors.
+    adapter_foretold: dict[str, float] = field(default_factory=dict)
     rows_published: int = 0
     rows_by_table: dict[str, int] = field(default_factory=dict)
     snapshot: str | None = None

@@ -194,6 +194,7 @@ def fit_adapter(run: Run) -> None:
     if meta.best_epoch is not None:
         best = meta.epochs[meta.best_epoch]
         run.report.adapter_measures = best.model_dump(exclude={"epoch", "seconds"})
+    run.report.adapter_foretold = {side: round(sum(r2) / len(r2), 4) for side, r2 in meta.foretold.items() if r2}
     run.report.adapter_gates = {side: use.model_dump() for side, use in meta.gates.items()}
 
 

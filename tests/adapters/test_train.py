@@ -153,6 +153,27 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path, trained: TrainedAdapter)
         TrainedAdapter.load(folder)
 
 
+def test_an_adapter_of_before_collaborative_directions_still_opens(tmp_path: Path, world: World) -> None:
+    older = train(world, CONFIG.model_copy(update={"collaborative": 0, "max_epochs": 1}))
+    older.save(tmp_path / "a")
+    path = tmp_path / "a" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["config"]["collaborative"], meta["foretold"]
+    path.write_text(json.dumps(meta))
+    loaded = TrainedAdapter.load(tmp_path / "a")
+    np.testing.assert_array_equal(
+        materialise_users(loaded, world.user_vectors), materialise_users(older, world.user_vectors)
+    )
+
+
+def test_the_adapter_says_what_its_texts_foretell(trained: TrainedAdapter) -> None:
+    """Both sides' texts hold all eight things that choices follow, so its first factors are foretold well."""
+    assert {side: len(r2) for side, r2 in trained.meta.foretold.items()} == {"user": 17, "item": 17}
+    assert all(max(r2) > 0.3 for r2 in trained.meta.foretold.values())
+    assert trained.towers.adapter.user_norm is not None
+    assert trained.towers.adapter.user_norm.out_dim == 17 + 24
+
+
 def test_load_notices_other_weights(tmp_path: Path, trained: TrainedAdapter) -> None:
     trained.save(tmp_path / "a")
     weights = tmp_path / "a" / "weights.safetensors"
