@@ -4,6 +4,9 @@ The lease is a numbered object, `lease/00000007.json`: the newest says who holds
 over creates the next number, which only one can. Machines' clocks must agree within `CLOCKS_AGREE`; if they do not, or
 a holder stops for longer than its lease and wakes, two believe that they hold it. Then the store's index decides, which
 only one of them can write on (`warehouse.workingcopy`): the other is told so and nothing of the first is lost.
+
+On a store without conditional writes two machines that begin within the same moment may both hold the lease, and of two
+generations that both write the second may replace the first: what the first was paid for is then in its folder alone.
 """
 
 import os
@@ -67,6 +70,13 @@ def lease(objects: Objects, url: str, owner: str, copy: str, wait_s: float = 0.0
     now = datetime.now(UTC)
     me = Holder(owner, socket.gethostname(), os.getpid(), copy, token_hex(8), now, now + LEASE)
     number, me = _acquire(objects, url, me, wait_s)
+    if objects.exclusive:
+        objects.exclusive = _keeps_conditions(objects, number, me)
+    if not objects.exclusive:
+        log.warning(
+            "%s has no conditional writes: see by other means that no two machines begin to write at the same moment",
+            url,
+        )
     remove_before(objects, FOLDER, number)
     over = Event()
     keeper = Thread(target=_renew, args=(objects, url, number, me, over), name="lorestream-lease", daemon=True)
@@ -107,6 +117,15 @@ def _acquire(objects: Objects, url: str, me: Holder, wait_s: float) -> tuple[int
             log.info("waiting up to %.0f s for %s (pid %d on %s)", left, holder.owner, holder.pid, holder.host)
             said = True
         time.sleep(min(_POLL_S, left))
+
+
+def _keeps_conditions(objects: Objects, number: int, me: Holder) -> bool:
+    """Whether the store refuses to create what exists: some that speak S3's protocol pass over the condition."""
+    try:
+        objects.create(object_of(FOLDER, number), _content(me))
+    except FileExistsError:
+        return True
+    return False
 
 
 def _holder(objects: Objects, url: str) -> tuple[int, Holder | None]:

@@ -23,6 +23,9 @@ _CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 )
 
+# Somebody was there before, or at the same moment.
+_CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")
+
 
 class Objects(Protocol):
     """Named objects below one place. Names are relative, with `/`.
@@ -30,7 +33,8 @@ class Objects(Protocol):
     All raise StoreUnavailable where the place does not answer and StoreRefused where it answers no.
     """
 
-    # Whether `create` is one step. Where it is not, two that create within the same moment may both believe they did.
+    # Whether `create` is one step, as far as is known. Where it is not, two that create within the same moment may both
+    # believe they did.
     exclusive: bool
 
     def read(self, name: str) -> bytes:
@@ -101,7 +105,13 @@ class FsspecObjects:
     def create(self, name: str, content: bytes) -> None:
         with self._asking(), self._writing():
             self._fs.invalidate_cache()
-            self._fs.pipe_file(self._path(name), content, mode="create")
+            try:
+                self._fs.pipe_file(self._path(name), content, mode="create")
+            except OSError as error:
+                # Of servers that do not say which condition it was, s3fs makes no FileExistsError.
+                if any(code in f"{error} {error.__cause__}" for code in _CONDITION_FAILED):
+                    raise FileExistsError(name) from error
+                raise
 
     def store(self, name: str, file: Path) -> None:
         with self._asking(), self._writing():

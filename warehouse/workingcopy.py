@@ -84,12 +84,6 @@ def working_copy(root: Path, url: str, owner: str, wait_s: float = 0.0) -> Itera
     StoreRefused.
     """
     objects = FsspecObjects(url)
-    if not objects.exclusive:
-        log.warning(
-            "%s has no conditional writes that Lorestream knows of: see by other means that no two machines begin to "
-            "write at the same moment",
-            url,
-        )
     copy = WorkingCopy(root, url, objects)
     with lease(objects, url, owner, copy.name, wait_s):
         copy.pull()

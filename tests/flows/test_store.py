@@ -7,11 +7,14 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import lorestream
+from flows import refresh as refreshing
+from flows.backfill import backfill
 from flows.cli import call
 from flows.config import load_config
 from flows.erase import erase_entities
@@ -21,13 +24,15 @@ from tests.byte_scan import files_with
 from tests.faults.schedules import content
 from tests.flows.conftest import ROOT
 from tests.flows.erased_shop import ITEM, ITEM_WORDS, USER, USER_WORDS, open_erased_shop, stored_rows
-from tests.flows.shop import WEIGHTS
+from tests.flows.flow_processes import TASKS
+from tests.flows.shop import START, WEIGHTS, QuickEncoder, scripted_engine
 from tests.flows.store_nights import NIGHTS, SEGMENT, begin_night, billed, new_machine, run_night
 from tests.object_stores import DyingObjects, Killed
 from warehouse.erase import erasures
 from warehouse.errors import StoreUnavailable, WarehouseNotFound
 from warehouse.lease import lease
 from warehouse.lock import LOCK_NAME, TURN_NAME
+from warehouse.numbered import newest
 from warehouse.objects import FsspecObjects
 from warehouse.status import warehouse_status
 from warehouse.storeindex import newest_index
@@ -141,6 +146,28 @@ def test_machines_that_die_at_any_request_cost_at_most_the_segment_in_flight(
 
 def _answered(root: Path) -> list[str]:
     return [str(row["request_key"]) for row in stored_rows(root)["knowledge"]]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 60.0])
+def test_a_backfill_saves_every_chunk_and_another_machine_has_nothing_left_of_it(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, wait_s: float
+) -> None:
+    """With `wait_s` the store is given back, and taken again, between two chunks."""
+    for name in TASKS:
+        monkeypatch.setattr(refreshing, name, getattr(refreshing, name).fn)
+    monkeypatch.setattr(refreshing, "create_markdown_artifact", lambda *_args, **_named: None)
+    monkeypatch.setattr("flows.run.TextEncoder", QuickEncoder)
+    monkeypatch.setattr("flows.run._make_engine", lambda _config: scripted_engine())
+    day = (START, START + timedelta(days=1))
+    first = initialised(tmp_path / "first", url)
+    done = backfill.fn(*day, first, chunk_calls=6, wait_s=wait_s)
+    assert [chunk["calls"] > 0 for chunk in done["chunks"]] == [True, True]
+    readers = lorestream.open(url, cache=tmp_path / "cache")
+    assert len(readers.snapshots()) == 1 + 2
+    assert newest(FsspecObjects(url), "lease") == (4 if wait_s else 2)
+    second = new_machine(tmp_path / "second", url)
+    assert backfill.fn(*day, second, chunk_calls=6, wait_s=wait_s)["calls"] == 0
+    assert content(load_config(second).root) == content(load_config(first).root)
 
 
 @pytest.mark.slow

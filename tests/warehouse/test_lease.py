@@ -181,6 +181,22 @@ def test_a_claim_whose_answer_was_lost_holds(asks_again: bool, tmp_path: Path) -
         claim(objects, "index", 2, b"never came")
 
 
+class PassingOver(FsspecObjects):
+    """A server that takes no notice of conditions."""
+
+    def create(self, name: str, content: bytes) -> None:
+        self.write(name, content)
+
+
+def test_a_store_that_passes_over_conditions_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("fsspec")
+    objects = PassingOver(f"memory://{tmp_path.name}")
+    with lease(objects, "memory://x", "me", "here"):
+        assert not objects.exclusive
+        assert holding(objects)["owner"] == "me"
+    assert "memory://x has no conditional writes" in caplog.text
+
+
 class LookingFirst(FsspecObjects):
     """A filesystem that looks whether there is an object and writes then; another writer comes in between."""
 
