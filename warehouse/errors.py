@@ -148,7 +148,8 @@ class StoreMoved(LorestreamError):
         super().__init__(
             f"Generation {number} of {url} was written by another machine in the meantime, and nothing of this one's "
             "was taken over. Its lease had run out, or somebody wrote without one: see that a single machine writes, "
-            "and that their clocks agree. Then run the same command again."
+            "and that their clocks agree. What this one has finished since stands in its folder alone; the next "
+            "command says what to do with it."
         )
 
 

@@ -38,7 +38,7 @@ class Entry:
 class Index:
     """Generation `number` of the store of `warehouse` (an id drawn when it was first filled): its files by name.
 
-    `writer` is a word that no other writer's index has.
+    `writer` names the working copy that wrote it, and is a word that no other index has.
     """
 
     warehouse: str

@@ -108,6 +108,7 @@ class WorkingCopy:
         self.root, self.url, self._objects = root, url, objects
         self.traffic = Traffic()
         self._known: Index | None = None
+        self._tried = ""
         record = root / RECORD_NAME
         if record.exists():
             found: dict[str, Any] = read_json(record, "record of a working copy", SCHEMA_VERSION)
@@ -134,6 +135,8 @@ class WorkingCopy:
             return
         base = self._base_of(there)
         here = self._scan(there, base)
+        if self._wrote(there, base, here):
+            base = there
         is_behind = base.number < there.number
         if is_behind:
             self._refuse_unpushed(here, base, there)
@@ -170,11 +173,18 @@ class WorkingCopy:
             return
         new = [name for name, e in here.items() if name not in known.files or known.files[name].digest != e.digest]
         self._put(new, here)
-        index = Index(known.warehouse, known.number + 1, here, token_hex(8))
+        index = Index(known.warehouse, known.number + 1, here, f"{self.name}-{token_hex(8)}")
+        before, self._tried = self._tried, index.writer
         try:
             claim(self._objects, INDEX, index.number, index_bytes(index))
         except FileExistsError:
-            raise StoreMoved(self.url, index.number) from None
+            there = newest_index(self._objects, self.url)
+            if there is None or there.writer != before:
+                raise StoreMoved(self.url, index.number) from None
+            # The push before this one was told that it had failed, and had not.
+            self._remember(there)
+            self.push()
+            return
         self._remember(index)
         gone = known.objects() - index.objects()
         self._each(gone, self._objects.remove)
@@ -218,6 +228,14 @@ class WorkingCopy:
                 "Was the store restored from a backup? To go on from what it holds, move the folder away.",
             )
         return known
+
+    def _wrote(self, there: Index, base: Index, here: dict[str, Entry]) -> bool:
+        """Whether that generation is this folder's own, which was told that its push had failed."""
+        return (
+            there.number == base.number + 1
+            and there.writer.startswith(f"{self.name}-")
+            and all(name in here and here[name].digest == entry.digest for name, entry in there.files.items())
+        )
 
     def _refuse_unpushed(self, here: dict[str, Entry], base: Index, there: Index) -> None:
         new = [

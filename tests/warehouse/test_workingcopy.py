@@ -264,6 +264,36 @@ def test_a_push_after_another_machines_takes_nothing_over(url: str, tmp_path: Pa
     assert files(tmp_path / "c") == files(b)
 
 
+@pytest.mark.parametrize("same_session", [True, False])
+@pytest.mark.parametrize("records", [True, False])
+def test_a_push_that_came_through_although_it_seemed_to_fail_is_this_folders_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_session: bool, records: bool
+) -> None:
+    a = tmp_path / "a"
+    publish_nothing(a)
+    session(a, url)
+    copy = WorkingCopy(a, url, FsspecObjects(url))
+    put(a, "knowledge/one.parquet", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr("warehouse.numbered.newest", _no_answer)
+        with pytest.raises(StoreUnavailable):
+            copy.push()
+    put(a, "knowledge/two.parquet", b"2")
+    if records:
+        write_json(a / "spending/2025.json", {"calls": 2})
+    if same_session:
+        copy.push()
+    else:
+        session(a, url)
+    session(tmp_path / "b", url)
+    assert files(tmp_path / "b") == files(a)
+    assert (a / "knowledge/two.parquet").exists()
+
+
+def _no_answer(*_: object) -> int:
+    raise StoreUnavailable("memory://x", "no answer")
+
+
 def test_a_folder_that_is_no_copy_of_the_store_is_refused(url: str, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     publish_nothing(a)
