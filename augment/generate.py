@@ -87,17 +87,18 @@ def generate(
     *,
     meter: Meter,
     gate: QualityGate,
+    stored: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> GenerationReport:
     """Texts of the `pending` calls (see `augment.pending`) that `meter` allows, in `folder` as `<run>-<n>.parquet`.
 
     Every text is judged by `gate`; what may come out better is asked once more, after all others. Both attempts are
-    kept. When the engine fails midway, the finished texts are stored before its error is raised. Raises UnansweredCalls
-    when the engine skips some.
+    kept. `stored` is called after every segment. When the engine fails midway, the finished texts are stored before its
+    error is raised. Raises UnansweredCalls when the engine skips some.
     """
     if not pending.num_rows:
         return GenerationReport()
-    calls = _Calls(pending, engine, meter, gate, _SegmentWriter(engine, folder, run, config, clock))
+    calls = _Calls(pending, engine, meter, gate, _SegmentWriter(engine, folder, run, config, clock, stored))
     started = time.monotonic()
     try:
         calls.make(as_requests(pending), progress)
@@ -203,10 +204,16 @@ class _SegmentWriter:
     """Collects completions into rows of `knowledge` and writes a file at every limit."""
 
     def __init__(
-        self, engine: Engine, folder: Path, run: str, config: SegmentConfig, clock: Callable[[], datetime]
+        self,
+        engine: Engine,
+        folder: Path,
+        run: str,
+        config: SegmentConfig,
+        clock: Callable[[], datetime],
+        stored: Callable[[], None],
     ) -> None:
         self._engine, self._folder, self._run = engine, folder, run
-        self._config, self._clock = config, clock
+        self._config, self._clock, self._stored = config, clock, stored
         self._rows: list[dict[str, object]] = []
         self._since = time.monotonic()
         self.tokens_in = self.tokens_out = self.segments = 0
@@ -247,6 +254,7 @@ class _SegmentWriter:
             log.info("segment %s: %d texts, %d output tokens so far", path.name, len(self._rows), self.tokens_out)
             self.segments += 1
             self._rows = []
+            self._stored()
         self._since = time.monotonic()
 
 

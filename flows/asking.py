@@ -121,6 +121,7 @@ def call_engine(run: Run, progress: StageProgress) -> int:
             run.clock,
             meter=meter,
             gate=run.gate,
+            stored=run.save,
             progress=lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
         )
     _count(run, made)

@@ -20,7 +20,6 @@ from flows.config import load_config
 from flows.progress import stage_progress
 from flows.refresh import RefreshParams, make_knowledge, preview, reported, take_in
 from flows.run import Run, closing_run
-from warehouse.lock import writer_lock
 
 log = logging.getLogger("lorestream")
 
@@ -91,7 +90,7 @@ def backfill(
     loaded = load_config(params.config, params.overrides)
     with (
         closing_run(loaded, params.scope()) as run,
-        _turns(run.root, params.wait_s) as turn,
+        _turns(run, params.wait_s) as turn,
         stage_progress() as progress,
     ):
         with turn():
@@ -144,13 +143,13 @@ def plan_chunks(run: Run, params: BackfillParams) -> ChunkPlan:
 
 
 @contextmanager
-def _turns(root: Path, wait_s: float) -> Iterator[Turn]:
+def _turns(run: Run, wait_s: float) -> Iterator[Turn]:
     """What to hold for a step of the work: the lock, given back in between where this writer may wait for it again."""
     owner = "lorestream backfill"
     if wait_s:
-        yield lambda: writer_lock(root, owner, wait_s)
+        yield lambda: run.writing(owner, wait_s)
     else:
-        with writer_lock(root, owner):
+        with run.writing(owner):
             yield nullcontext
 
 

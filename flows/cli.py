@@ -398,7 +398,7 @@ def pin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = F
     from flows.config import load_config
     from flows.snapshots import set_pin
 
-    _print(set_pin(load_config(config).root, snapshot_id, True), json)
+    _print(set_pin(load_config(config), snapshot_id, True), json)
 
 
 @snapshots.command
@@ -407,7 +407,7 @@ def unpin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json =
     from flows.config import load_config
     from flows.snapshots import set_pin
 
-    _print(set_pin(load_config(config).root, snapshot_id, False), json)
+    _print(set_pin(load_config(config), snapshot_id, False), json)
 
 
 @app.command
@@ -416,7 +416,7 @@ def rollback(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Jso
     from flows.config import load_config
     from flows.setup import roll_back
 
-    _print(roll_back(load_config(config).root, snapshot_id), json)
+    _print(roll_back(load_config(config), snapshot_id), json)
 
 
 @app.command
@@ -454,19 +454,13 @@ def compact(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
 
 
 @app.command
-def mirror(
-    url: Annotated[str | None, Parameter(help="Instead of `mirror` in the configuration.")] = None,
-    /,
-    *,
-    config: ConfigPath = DEFAULT_CONFIG,
-    json: Json = False,
-) -> None:
-    """Copy the published tables to an object store, for `lorestream.open(URL)`; runs do it by themselves."""
+def sync(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Bring the local folder and the `store` to the same state; verbs that write do it by themselves."""
     from flows.config import load_config
-    from flows.mirroring import copy_to_mirror
+    from flows.syncing import synchronise
 
-    loaded = load_config(config)
-    _print(copy_to_mirror(loaded.root, url or loaded.mirror), json)
+    with _results_only(json) as out:
+        _write(out, synchronise(load_config(config)), json)
 
 
 @app.command
@@ -485,8 +479,7 @@ def gc(
     from flows.garbage import remove_garbage
 
     given = {} if grace_hours is None else {"snapshots.grace_hours": grace_hours}
-    loaded = load_config(config, given)
-    _print(remove_garbage(loaded.root, loaded.snapshots.keep, loaded.snapshots.grace, dry_run), json)
+    _print(remove_garbage(load_config(config, given), dry_run), json)
 
 
 def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, object]:

@@ -2,34 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.config import load_config
+from flows.config import Config, load_config
 from flows.garbage import remove_garbage
-from flows.mirroring import copy_to_mirror
 from flows.refresh import stage_task
 from flows.run import utc_now
+from flows.writing import writing
 from warehouse.compaction import compact as merge_files
-from warehouse.ledger import existing_ledger
-from warehouse.lock import writer_lock
-from warehouse.retention import SnapshotsConfig
 
 
-def merge_small_files(root: Path, snapshots: SnapshotsConfig) -> dict[str, object]:
+def merge_small_files(config: Config) -> dict[str, object]:
     """Files and bytes of the current snapshot before and after (`warehouse.compaction`)."""
-    existing_ledger(root)
-    with writer_lock(root, "lorestream compact"):
-        made = merge_files(root, target_mb=snapshots.target_mb, now=utc_now(), keep=snapshots.keep)
+    snapshots = config.snapshots
+    with writing(config, "lorestream compact"):
+        made = merge_files(config.root, target_mb=snapshots.target_mb, now=utc_now(), keep=snapshots.keep)
     return asdict(made)
 
 
 merge = stage_task(merge_small_files)
 collect = stage_task(remove_garbage)
-copy = stage_task(copy_to_mirror, retries=2)
 
 
 @flow(name="compact", persist_result=False)
@@ -38,9 +33,7 @@ def compact(
 ) -> dict[str, object]:
     """What was merged, and (unless told not to) what was removed; needs no model."""
     loaded = load_config(config, overrides)
-    found: dict[str, object] = dict(merge(loaded.root, loaded.snapshots))
+    found: dict[str, object] = dict(merge(loaded))
     if collect_garbage:
-        found["garbage"] = collect(loaded.root, loaded.snapshots.keep, timedelta(hours=loaded.snapshots.grace_hours))
-    if loaded.mirror is not None:
-        found["mirror"] = copy(loaded.root, loaded.mirror)
+        found["garbage"] = collect(loaded)
     return found

@@ -20,6 +20,7 @@ from augment.speculation.config import PoolConfig, SpeculationConfig
 from prompts.render import PromptOptions
 from warehouse.errors import ConfigError
 from warehouse.fitness import ChecksConfig
+from warehouse.objects import is_url
 from warehouse.retention import SnapshotsConfig
 from warehouse.sources import InputsConfig
 
@@ -68,10 +69,18 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     adapter: AdapterConfig = AdapterConfig()
     checks: ChecksConfig = ChecksConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
-    # Where the public tables are copied after each publication: the URL of any fsspec filesystem but a local one.
-    mirror: str | None = None
+    # Where the warehouse lives, if not in that folder alone, which is then a working copy: the URL of any fsspec
+    # filesystem but a local one.
+    store: str | None = None
     # Folder of the file this was read from; not a setting.
     base: Path = Field(Path("."), exclude=True)
+
+    @field_validator("store")
+    @classmethod
+    def _is_a_place_of_objects(cls, url: str | None) -> str | None:
+        if url is not None and not is_url(url):
+            raise ValueError('a store is a URL such as "s3://bucket/warehouse"; a folder is named as `warehouse`')
+        return url
 
     @field_validator("warehouse")
     @classmethod

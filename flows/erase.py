@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from augment.scope import Scope
 from flows import grouping
 from flows.config import Config
-from flows.mirroring import copy_to_mirror
 from flows.run import closing_run, utc_now
+from flows.writing import writing
 from warehouse.erase import IdColumns, erase, survey_erasure
 from warehouse.errors import UsageError
 from warehouse.ledger import existing_ledger
-from warehouse.lock import writer_lock
 from warehouse.sources import InputsConfig
 from warehouse.traces import Subjects
 
@@ -27,8 +26,9 @@ FROM_STANDARD_INPUT = "-"
 # Said in every report: where the ids, prompts or texts may be beside the warehouse.
 OUT_OF_REACH = (
     "your input files: their rows are left out from now on, remove them there yourself",
-    "batch files, exports and copies of tables that you wrote elsewhere, backups of the warehouse, and the caches of a "
-    "mirror's readers until they open it again",
+    "batch files, exports and copies of tables that you wrote elsewhere, and backups of the warehouse",
+    "of a store: versions that the bucket keeps of removed objects, other working copies until their next command that "
+    "writes (or `lorestream sync`), and the caches of readers until they open it again",
     "Prefect's database (PREFECT_HOME): it holds no prompt and no text, but messages of failed runs may quote a "
     "rejected row; delete such flow runs there",
     'logs of an LLM server that answered the prompts (engine.backend = "openai")',
@@ -53,16 +53,14 @@ def erase_entities(
     subjects = Subjects(frozenset(_ids(users)), frozenset(_ids(items)))
     if not subjects.users | subjects.items:
         raise UsageError("Nobody was named. Give --user ID or --item ID, or - for ids on standard input, one a line.")
-    existing_ledger(config.root)
     columns = _id_columns(config.inputs)
     if dry_run:
+        existing_ledger(config.root)
         found = {"dry_run": True, **survey_erasure(config.root, subjects, columns).counts()}
     else:
-        with writer_lock(config.root, "lorestream erase", wait_s):
-            found = erase(config.root, subjects, columns, utc_now)
-        if config.mirror is not None:
-            # Files that no snapshot names any longer go from the mirror as well.
-            found["mirror"] = copy_to_mirror(config.root, config.mirror)
+        with writing(config, "lorestream erase", wait_s) as copy:
+            settle = {} if copy is None else {"settle": copy.settle}
+            found = erase(config.root, subjects, columns, utc_now, **settle)
         if rebuild_groups:
             found["groups_rebuilt"] = _rebuild_groups(config, wait_s)
     return {**found, "notes": _notes(found, rebuild_groups), "out_of_reach": list(OUT_OF_REACH)}
@@ -87,7 +85,7 @@ def _id_columns(inputs: InputsConfig) -> IdColumns:
 
 def _rebuild_groups(config: Config, wait_s: float) -> int | None:
     """The number of the new generation; None where there were no groups."""
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream erase", wait_s):
+    with closing_run(config, Scope()) as run, run.writing("lorestream erase", wait_s):
         newest = grouping.newest_generation(run)
         if not newest:
             return None

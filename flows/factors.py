@@ -14,7 +14,6 @@ from flows.run import closing_run
 from prompts.factors import elicitation_prompt, parse_factors, parse_words, scenario_toml
 from warehouse.errors import InputError, UsageError
 from warehouse.keys import digest
-from warehouse.lock import writer_lock
 from warehouse.store import replacing
 
 # A table of more columns than this says more about its database than about its items.
@@ -29,7 +28,7 @@ def propose_factors(config: Config, out: Path, noun: str | None, count: int, sam
     """
     if out.exists():
         raise UsageError(f"{out} exists already and was left as it is. Name another file, or remove it.")
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream factors"):
+    with closing_run(config, Scope()) as run, run.writing("lorestream factors"):
         stages.ingest(run)
         items = catalogue(run)
         if not items.num_rows:

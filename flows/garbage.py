@@ -1,22 +1,23 @@
 """What `lorestream gc` does: retire and forget old snapshots, and remove the files that no record names."""
 
 from dataclasses import asdict
-from datetime import timedelta
-from pathlib import Path
 
+from flows.config import Config
 from flows.run import utc_now
+from flows.writing import writing
 from warehouse.garbage import collect_garbage
-from warehouse.ledger import existing_ledger
-from warehouse.lock import writer_lock
 
 
-def remove_garbage(root: Path, keep: int, grace: timedelta, dry_run: bool = False) -> dict[str, object]:
+def remove_garbage(config: Config, dry_run: bool = False) -> dict[str, object]:
     """Counts and bytes of what was removed, or would be (`warehouse.garbage`).
 
     A dry run takes the lock as well: what another writer is just making looks like garbage. Raises WriterBusy, and
     WarehouseNotFound where there is no warehouse.
     """
-    existing_ledger(root)
+    keep, grace = config.snapshots.keep, config.snapshots.grace
     # Not cleaned by the lock, so that what killed writers left is counted with the rest.
-    with writer_lock(root, "lorestream gc", clean=False):
-        return asdict(collect_garbage(root, keep=keep, grace=grace, now=utc_now(), dry_run=dry_run))
+    with writing(config, "lorestream gc", clean=False) as copy:
+        found = collect_garbage(config.root, keep=keep, grace=grace, now=utc_now(), dry_run=dry_run)
+        if copy is not None and not dry_run:
+            copy.settle()
+        return asdict(found)

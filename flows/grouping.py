@@ -18,7 +18,6 @@ from flows.run import Run, closing_run
 from warehouse.errors import ConfigError
 from warehouse.labels import parse_rule
 from warehouse.ledger import existing_ledger
-from warehouse.lock import writer_lock
 from warehouse.schemas import GROUP_MEMBERS, GROUPS, ITEM_FACTORS, ITEM_VERSIONS
 from warehouse.sql import connect, parquet_view
 from warehouse.store import read_table, write_table
@@ -84,7 +83,7 @@ def newest_generation(run: Run) -> int:
 
 def build(config: Config) -> dict[str, object]:
     """Cluster everybody anew: another generation, whose groups the next run asks about."""
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream groups build"):
+    with closing_run(config, Scope()) as run, run.writing("lorestream groups build"):
         generation = newest_generation(run) + 1
         return {"generation": generation, **cluster(run, generation), "notes": run.report.notes}
 

@@ -26,7 +26,6 @@ from warehouse.answers import IMPORTED
 from warehouse.erased import Side, read_erased
 from warehouse.errors import InputError, UsageError
 from warehouse.inputs import NOTHING, REJECTED, Reason
-from warehouse.lock import writer_lock
 from warehouse.schemas import BEHAVIOURS, GROUP_MEMBERS, KNOWLEDGE, REQUESTS
 from warehouse.sql import connect, parquet_view
 from warehouse.store import read_table, write_table
@@ -40,7 +39,7 @@ def export_requests(config: Config, out: Path, limit_users: int | None = None) -
     What has been exported stays pending until its results are imported. Raises InputError when nothing is pending.
     """
     scope = Scope(limit_users=limit_users)
-    with closing_run(config, scope) as run, writer_lock(run.root, "lorestream requests export"):
+    with closing_run(config, scope) as run, run.writing("lorestream requests export"):
         stages.ingest(run)
         stages.partition(run)
         grouping.form_groups(run)
@@ -81,7 +80,7 @@ def import_knowledge(
         raise UsageError(
             f"--as-of {as_of} says when groups are known, and there are no --members. Give both or neither."
         )
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream import knowledge"):
+    with closing_run(config, Scope()) as run, run.writing("lorestream import knowledge"):
         stages.ingest(run)
         stages.partition(run)
         faults: list[ImportFault] = []

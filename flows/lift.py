@@ -15,6 +15,7 @@ from flows.config import load_config
 from flows.run import closing_run
 from warehouse.errors import ConfigError, UsageError
 from warehouse.keys import digest
+from warehouse.ledger import existing_ledger
 from warehouse.store import replacing, write_json
 
 log = logging.getLogger("lorestream")
@@ -57,6 +58,7 @@ def lift(
         if knowledge is not None:
             raise UsageError("--knowledge goes with --dataset; a warehouse holds its own knowledge.")
         loaded = load_config(config)
+        existing_ledger(loaded.root)
         folder = out or loaded.base / OUTPUT
         matrix = as_configured(matrix, loaded.adapter)
         with closing_run(loaded, Scope()) as run:

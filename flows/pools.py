@@ -13,7 +13,6 @@ from flows.config import Config
 from flows.run import Run, closing_run
 from warehouse.errors import ConfigError, InputError, WarehouseNotFound
 from warehouse.ledger import Ledger
-from warehouse.lock import writer_lock
 
 log = logging.getLogger("lorestream")
 
@@ -55,7 +54,7 @@ def build(config: Config) -> dict[str, object]:
 
     Raises InputError when there is no text yet.
     """
-    with closing_run(config, Scope()) as run, writer_lock(run.root, "lorestream pool build"):
+    with closing_run(config, Scope()) as run, run.writing("lorestream pool build"):
         model = _identity(run).model
         texts = pool_texts(run.ledger.files("requests"), run.knowledge_files, model, run.prompt_versions)
         if not texts.num_rows:

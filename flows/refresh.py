@@ -15,7 +15,6 @@ from flows.config import load_config
 from flows.progress import StageProgress, stage_progress
 from flows.run import Run, closing_run
 from warehouse.errors import LorestreamError
-from warehouse.lock import writer_lock
 from warehouse.overlay import overlay
 
 
@@ -79,7 +78,7 @@ def refresh(
     params = RefreshParams(config=config, overrides=dict(overrides or {}), limit_users=limit_users, wait_s=wait_s)
     loaded = load_config(params.config, params.overrides)
     with closing_run(loaded, params.scope()) as run, stage_progress() as progress:
-        with writer_lock(run.root, "lorestream run", params.wait_s):
+        with run.writing("lorestream run", params.wait_s):
             take_in(run)
             make_knowledge(run, progress)
         return reported(run)

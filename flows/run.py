@@ -26,13 +26,14 @@ from augment.quality.gate import QualityGate
 from augment.scope import EngineIdentity, Scope, Sources
 from flows.config import Config
 from flows.report import RunReport
+from flows.writing import writing
 from prompts.render import Kind, PromptWriter
 from prompts.scenario import load_scenario
-from warehouse.errors import WarehouseNotFound
 from warehouse.labels import parse_rule
-from warehouse.ledger import Ledger
+from warehouse.ledger import Ledger, existing_ledger
 from warehouse.names import catalogue_names
 from warehouse.sources import SourceFile
+from warehouse.workingcopy import WorkingCopy
 
 log = logging.getLogger("lorestream")
 
@@ -60,6 +61,21 @@ class Run:
         self._first_name = self.name = f"{clock():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.report = RunReport(run=self.name, warehouse=str(root))
         self.ledger = Ledger(root)
+        self._copy: WorkingCopy | None = None
+
+    @contextmanager
+    def writing(self, owner: str, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the warehouse for the block: see `flows.writing`."""
+        with writing(self.config, owner, wait_s) as self._copy:
+            try:
+                yield
+            finally:
+                self._copy = None
+
+    def save(self) -> None:
+        """Put what is finished into the store, if there is one: from then on the loss of this machine loses none."""
+        if self._copy is not None:
+            self._copy.push()
 
     @cached_property
     def writer(self) -> PromptWriter:
@@ -209,8 +225,9 @@ def closing_run(config: Config, scope: Scope, root: Path | None = None) -> Itera
     Raises WarehouseNotFound without a warehouse, and ConfigError or InputError for what is wrong in the configuration,
     before anything is read or written.
     """
-    if not Ledger(config.root).commits():
-        raise WarehouseNotFound(str(config.root))
+    if config.store is None or root is not None:
+        # What a writer does not have it fetches, once it holds the store's lease.
+        existing_ledger(config.root)
     run = Run(config, root or config.root, scope)
     parse_rule(config.labels.positive)
     try:

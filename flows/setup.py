@@ -3,10 +3,11 @@
 from importlib.resources import files
 from pathlib import Path
 
-from flows.config import CONFIG_NAME, load_config
+from flows.config import CONFIG_NAME, Config, load_config
 from flows.run import utc_now
+from flows.writing import writing
 from warehouse.errors import UsageError
-from warehouse.ledger import Ledger, existing_ledger
+from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock
 from warehouse.manifest import publish, rollback
 from warehouse.movielens import import_movielens
@@ -51,9 +52,8 @@ def import_movielens_tables(path: Path, config_file: Path) -> dict[str, object]:
     return dict(import_movielens(path, config.base / "inputs"))
 
 
-def roll_back(root: Path, snapshot_id: str) -> dict[str, object]:
+def roll_back(config: Config, snapshot_id: str) -> dict[str, object]:
     """The snapshot that readers see from now on. Raises WarehouseNotFound where there is no warehouse."""
-    existing_ledger(root)
-    with writer_lock(root, "lorestream rollback"):
-        snapshot = rollback(root, snapshot_id)
+    with writing(config, "lorestream rollback"):
+        snapshot = rollback(config.root, snapshot_id)
     return {"current_snapshot": snapshot.snapshot_id}

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from flows.config import Config
+from flows.writing import writing
 from warehouse.difference import difference
 from warehouse.errors import UsageError
 from warehouse.ledger import existing_ledger
-from warehouse.lock import writer_lock
 from warehouse.retention import pin, unpin
 from warehouse.snapshot import read_manifest
 
@@ -19,9 +20,8 @@ def compare(root: Path, old: str, new: str | None) -> dict[str, object]:
     return difference(root, old, chosen)
 
 
-def set_pin(root: Path, snapshot_id: str, pinned: bool) -> dict[str, object]:
+def set_pin(config: Config, snapshot_id: str, pinned: bool) -> dict[str, object]:
     """The snapshot, and whether retention spares it from now on. Raises WarehouseNotFound, or UsageError."""
-    existing_ledger(root)
-    with writer_lock(root, f"lorestream snapshots {'pin' if pinned else 'unpin'}"):
-        snapshot = (pin if pinned else unpin)(root, snapshot_id)
+    with writing(config, f"lorestream snapshots {'pin' if pinned else 'unpin'}"):
+        snapshot = (pin if pinned else unpin)(config.root, snapshot_id)
     return {"snapshot_id": snapshot.snapshot_id, "pinned": pinned}

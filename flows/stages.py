@@ -30,8 +30,6 @@ from warehouse.erase import erasures
 from warehouse.erased import read_erased
 from warehouse.inputs import IngestReport, ingest_behaviours
 from warehouse.manifest import publish as publish_tables
-from warehouse.mirror import mirror
-from warehouse.objects import FsspecObjects
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
 from warehouse.snapshot import read_inputs, read_manifest, write_inputs
 from warehouse.store import FileRef, read_table, write_table
@@ -153,6 +151,7 @@ def encode(run: Run, progress: StageProgress) -> None:
     if made.texts:
         run.report.texts_encoded += made.texts
         run.report.texts_per_s = made.texts_per_s
+    run.save()
 
 
 def adapt(run: Run) -> None:
@@ -236,10 +235,8 @@ def publish(run: Run) -> None:
         run.report.rows_by_table = dict(Counter(run.report.rows_by_table) + Counter(counts))
         run.report.rows_published += sum(counts.values())
         run.report.snapshot = snapshot.snapshot_id
-    if run.config.mirror is not None:
-        # With nothing new too: an earlier run may have published and not reached the mirror.
-        with run.timed("mirror"):
-            mirror(run.root, FsspecObjects(run.config.mirror))
+    # Of a backfill, for which readers need not wait until its last chunk.
+    run.save()
 
 
 def _lineage(run: Run, stored: Stored, adapter: TrainedAdapter) -> dict[str, object]:

@@ -11,7 +11,6 @@ from flows import stages
 from flows.config import load_config
 from flows.refresh import publish, stage_task
 from flows.run import closing_run
-from warehouse.lock import writer_lock
 
 fit_adapter = stage_task(stages.fit_adapter)
 
@@ -20,7 +19,7 @@ fit_adapter = stage_task(stages.fit_adapter)
 def train(config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None) -> dict[str, object]:
     """The new adapter's version and measures, and the rows published with it (see `RunReport`)."""
     loaded = load_config(config, overrides)
-    with closing_run(loaded, Scope()) as run, writer_lock(run.root, "lorestream train"):
+    with closing_run(loaded, Scope()) as run, run.writing("lorestream train"):
         fit_adapter(run)
         publish(run)
         return run.report.as_dict()

@@ -8,6 +8,9 @@ import pytest
 
 from augment.engine.base import Request
 from augment.engine.vllm import EngineConfig, VllmEngine
+from tests.object_stores import s3_endpoint, s3_url, short_leases, store_url
+
+__all__ = ["s3_endpoint", "s3_url", "short_leases", "store_url"]
 
 # OpenMP reads this when torch is first imported. Threads that spin at barriers make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

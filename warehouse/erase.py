@@ -9,7 +9,7 @@ killed anywhere is completed by the same call again, and readers see the snapsho
 1. the ids are barred (`warehouse.erased`), and the report is begun with what was found;
 2. one commit of the ledger puts rewritten files in the place of those that name them, and drops pools of their texts;
 3. one manifest has a snapshot without them and none that had them, pinned or not: erasure wins over retention;
-4. texts and vectors whose request is gone are dropped, and files that nothing counts on any more;
+4. texts and vectors whose request is gone are dropped, and files that nothing counts on any more, in a store as well;
 5. the report is finished.
 """
 
@@ -121,10 +121,17 @@ def survey_erasure(root: Path, subjects: Subjects, columns: IdColumns) -> Survey
     )
 
 
-def erase(root: Path, subjects: Subjects, columns: IdColumns, clock: Callable[[], datetime]) -> dict[str, object]:
+def erase(
+    root: Path,
+    subjects: Subjects,
+    columns: IdColumns,
+    clock: Callable[[], datetime],
+    settle: Callable[[], None] = lambda: None,
+) -> dict[str, object]:
     """The finished report, which is also stored in `erasures/`. Call it under the writer lock.
 
-    Raises CorruptWarehouse for a damaged file, after which nothing but the bar is done.
+    `settle` has the same done wherever else the warehouse lies; the erasure counts as finished once it has. Raises
+    CorruptWarehouse for a damaged file, after which nothing but the bar is done.
     """
     now = clock()
     add_erased(root, subjects.users, subjects.items)
@@ -135,6 +142,7 @@ def erase(root: Path, subjects: Subjects, columns: IdColumns, clock: Callable[[]
     _drop_texts(root, subjects)
     # Superseded files and those of retired snapshots may name the erased: no grace for whoever reads them still.
     collect_garbage(root, keep=len(read_manifest(root).snapshots), grace=timedelta(0), now=_END_OF_TIME)
+    settle()
     report["finished_at"] = clock().isoformat()
     write_json(path, report)
     return report

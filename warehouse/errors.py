@@ -92,7 +92,8 @@ class WarehouseNotFound(UsageError):
     def __init__(self, path: str) -> None:
         self.path = path
         super().__init__(
-            f"There is no warehouse at {path}. Make one with `lorestream init DIR`, then `lorestream run`."
+            f"There is no warehouse at {path}. Make one with `lorestream init DIR`, then `lorestream run`; one that "
+            "lies in a `store` is fetched by `lorestream sync`."
         )
 
 
@@ -105,10 +106,56 @@ class WriterBusy(LorestreamError):
 
     exit_code = 3
 
-    def __init__(self, path: str, owner: str, host: str, pid: int, since: str) -> None:
-        self.path, self.owner, self.host, self.pid, self.since = path, owner, host, pid, since
+    def __init__(self, path: str, owner: str, host: str, pid: int, since: str, until: str = "") -> None:
+        self.path, self.owner, self.host, self.pid, self.since, self.until = path, owner, host, pid, since, until
+        ends = f" If that machine is gone, its lease ends by itself at {until}." if until else ""
         super().__init__(
             f"The warehouse {path} is being written by {owner} (pid {pid} on {host}, since {since}). "
             "Wait for it to end (`run`, `backfill` and `erase` take --wait), or stop that process; readers are not "
-            "affected."
+            f"affected.{ends}"
         )
+
+
+class StoreUnavailable(LorestreamError):
+    """An object store that does not answer, or not as it should."""
+
+    def __init__(self, url: str, said: str) -> None:
+        self.url, self.said = url, said
+        super().__init__(
+            f"{url} cannot be reached ({said}). Check the network and the endpoint. What was finished stands in the "
+            "local folder: run the same command again to go on."
+        )
+
+
+class StoreRefused(UsageError):
+    """An object store that does not let us in, or does not have the place."""
+
+    def __init__(self, url: str, said: str) -> None:
+        self.url, self.said = url, said
+        super().__init__(
+            f"{url} refuses what is asked of it ({said}). Check that the bucket exists, and that the credentials (of "
+            "S3 in the environment or in ~/.aws) may list, read, write and delete below it."
+        )
+
+
+class StoreMoved(LorestreamError):
+    """Another machine has written to the store since this one last did."""
+
+    exit_code = 3
+
+    def __init__(self, url: str, number: int) -> None:
+        self.url, self.number = url, number
+        super().__init__(
+            f"Generation {number} of {url} was written by another machine in the meantime, and nothing of this one's "
+            "was taken over. Its lease had run out, or somebody wrote without one: see that a single machine writes, "
+            "and that their clocks agree. What this one has finished since stands in its folder alone; the next "
+            "command says what to do with it."
+        )
+
+
+class CopyDiverged(UsageError):
+    """A local folder that is no copy of what the store holds, or holds what the store has gone on without."""
+
+    def __init__(self, root: str, url: str, what: str, advice: str) -> None:
+        self.root, self.url, self.what, self.advice = root, url, what, advice
+        super().__init__(f"{root} and the store {url} do not go together: {what}. {advice}")

@@ -24,7 +24,7 @@ LEDGER_FOLDERS = frozenset(
     }
 )
 # Where a file counts because it exists.
-_RECORDS = frozenset({"ledger", "knowledge", "embeddings", "adapters", "spending"})
+RECORD_FOLDERS = frozenset({"ledger", "knowledge", "embeddings", "adapters", "spending"})
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _garbage(root: Path, manifest: Manifest, former: set[str]) -> Iterator[tuple
             live.setdefault(table, set()).update(paths)
     recorded = {path for paths in live.values() for path in paths}
     named_folders = {path.split("/")[0] for commit in commits for paths in commit.add.values() for path in paths}
-    for path in _files(root, sorted((LEDGER_FOLDERS | named_folders) - _RECORDS - {"features"})):
+    for path in _files(root, sorted((LEDGER_FOLDERS | named_folders) - RECORD_FOLDERS - {"features"})):
         name = path.relative_to(root).as_posix()
         if name not in recorded:
             reason = "superseded" if name in dropped else "in no commit"

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from warehouse.cache import Cache
 from warehouse.clock import ENTITY, Clock
 from warehouse.errors import UsageError, WarehouseNotFound
 from warehouse.explain import explain_row
@@ -18,7 +19,6 @@ from warehouse.export.tables import Format, export_snapshot
 from warehouse.frame import Frame, as_arrow
 from warehouse.join import Fill, asof_join
 from warehouse.ledger import FOLDER as LEDGER_FOLDER
-from warehouse.mirror import Cache
 from warehouse.objects import FsspecObjects, is_url
 from warehouse.schemas import FEATURES
 from warehouse.snapshot import MANIFEST_PATH, Manifest, Snapshot, read_manifest, require_public
@@ -29,22 +29,22 @@ def open(path: str | Path, snapshot: str | None = None, cache: str | Path | None
     """The warehouse at `path` as it is now, reading `snapshot` or else the current one.
 
     What it returns does not change while a writer publishes: open again to see newer snapshots. `path` may be the URL
-    of a mirror (`lorestream mirror`), such as s3://bucket/warehouse; the snapshot's files are then copied to the folder
-    `cache` (default: one in ~/.cache/lorestream), each once.
+    of a store (`store` in the configuration), such as s3://bucket/warehouse; the snapshot's files are then copied to
+    the folder `cache` (default: one in ~/.cache/lorestream), each once.
     Raises WarehouseNotFound when there is none, UsageError when nothing was published or the snapshot is unknown,
     CorruptWarehouse when the manifest is lost or damaged.
     """
-    mirror = None
+    copied = None
     if is_url(path):
-        mirror = Cache(str(path), FsspecObjects(str(path)), None if cache is None else Path(cache))
-    root = Path(path) if mirror is None else mirror.refresh()
+        copied = Cache(str(path), FsspecObjects(str(path)), None if cache is None else Path(cache))
+    root = Path(path) if copied is None else copied.refresh()
     if not (root / MANIFEST_PATH).is_file() and not (root / LEDGER_FOLDER).is_dir():
         raise WarehouseNotFound(str(path))
     manifest = read_manifest(root)
     chosen = manifest.current_snapshot() if snapshot is None else manifest.get(snapshot)
     if chosen is None:
         raise UsageError(f"The warehouse {path} has published nothing yet. Finish a `lorestream run` first.")
-    opened = Warehouse(root, manifest, chosen, mirror)
+    opened = Warehouse(root, manifest, chosen, copied)
     opened._choose(None)
     return opened
 
@@ -56,8 +56,8 @@ class Warehouse:
     root: Path
     manifest: Manifest
     snapshot: Snapshot
-    # Where its files come from when they are first read, if it is a mirror.
-    mirror: Cache | None = None
+    # Where its files come from when they are first read, if they lie in a store.
+    cache: Cache | None = None
 
     @property
     def current_snapshot(self) -> str:
@@ -155,6 +155,6 @@ class Warehouse:
 
     def _choose(self, snapshot: str | None) -> Snapshot:
         chosen = self.snapshot if snapshot is None else self.manifest.get(snapshot)
-        if self.mirror is not None:
-            self.mirror.fetch(chosen)
+        if self.cache is not None:
+            self.cache.fetch(chosen)
         return chosen

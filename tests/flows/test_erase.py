@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from flows import stages
 from flows.cli import call
 from flows.config import load_config
 from flows.erase import erase_entities
-from flows.mirroring import copy_to_mirror
 from tests.byte_scan import files_with
 from tests.flows.conftest import ROOT
 from tests.flows.erased_shop import (
@@ -355,18 +353,3 @@ def test_no_parameter_of_a_flow_can_hold_an_id_because_erasure_is_none() -> None
     script = "import sys, flows.erase; assert 'prefect' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_mirror_loses_the_erased_as_well(shop: Path, tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    url = f"memory://{uuid.uuid4().hex}"
-    shop.write_text(f'mirror = "{url}"\n{shop.read_text()}')
-    copy_to_mirror(root_of(shop), url)
-    for erased in (False, True):
-        if erased:
-            erase_entities(load_config(shop), [USER], [ITEM])
-        copy = tmp_path / f"mirror-{erased}"
-        fsspec.filesystem("memory").get(url.removeprefix("memory://"), str(copy), recursive=True)
-        assert bool(files_with(copy, USER_WORDS + ITEM_WORDS, WEIGHTS)) != erased
-    readers = lorestream.open(url, cache=tmp_path / "cache")
-    assert len(readers.table("user_features")) == len(stored_rows(root_of(shop))["user_features"])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def test_compaction_changes_no_row_and_the_next_run_publishes_nothing(shop: Path
     config = load_config(shop)
     events = pq.read_table(shop.parent / "inputs" / "behaviours.parquet")
     before = lorestream.open(config.root).join(events).to_arrow()
-    report = merge_small_files(config.root, config.snapshots)
+    report = merge_small_files(config)
     assert (report["merged"], report["files_after"]) == (2, {"user_features": 1, "item_features": 1})
     assert lorestream.open(config.root).join(events).to_arrow().equals(before)
     again = run_once(shop).report
@@ -141,20 +140,3 @@ def test_a_new_adapter_may_not_drop_rows_unless_told(shop: Path) -> None:
     told = Run(load_config(shop, {"checks.max_row_fall": 1.0}), root, None, scripted_engine())
     stages.publish(told)
     assert len(lorestream.open(root).table("user_features")) == 0
-
-
-def test_runs_copy_to_the_mirror_also_what_an_earlier_one_could_not(
-    shop: Path, verb: Verb, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("fsspec")
-    assert call(["mirror", "--config", str(shop)]) == 2
-    assert "There is no mirror" in capfd.readouterr().err
-    url = f"memory://{uuid.uuid4().hex}"
-    copied = verb("mirror", url)
-    assert (copied["mirror"], copied["copied"]) == (url, 3)
-    other = f"memory://{uuid.uuid4().hex}"
-    shop.write_text(f'mirror = "{other}"\n{shop.read_text()}')
-    run = open_run(shop)
-    stages.publish(run)
-    assert run.report.rows_published == 0
-    assert len(lorestream.open(other, cache=shop.parent / "cache").table("user_features")) == 9
