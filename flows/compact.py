@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from warehouse.lock import writer_lock
 from warehouse.retention import SnapshotsConfig
 
 
-def merge_small_files(root: Path, snapshots: SnapshotsConfig) -> dict[str, object]:
+def merge_small_files(root: Path, snapshots: SnapshotsConfig, wait_s: float = 0.0) -> dict[str, object]:
     """Files and bytes of the current snapshot before and after (`warehouse.compaction`)."""
     existing_ledger(root)
-    with writer_lock(root, "lorestream compact"):
+    with writer_lock(root, "lorestream compact", wait_s):
         made = merge_files(root, target_mb=snapshots.target_mb, now=utc_now(), keep=snapshots.keep)
     return asdict(made)
 
@@ -34,13 +33,20 @@ copy = stage_task(copy_to_mirror, retries=2)
 
 @flow(name="compact", persist_result=False)
 def compact(
-    config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None, collect_garbage: bool = True
+    config: Path = Path("lorestream.toml"),
+    overrides: Mapping[str, Any] | None = None,
+    collect_garbage: bool = True,
+    wait_s: float = 0.0,
 ) -> dict[str, object]:
-    """What was merged, and (unless told not to) what was removed; needs no model."""
+    """What was merged, and (unless told not to) what was removed; needs no model.
+
+    Each of the two waits up to `wait_s` seconds for another writer.
+    """
     loaded = load_config(config, overrides)
-    found: dict[str, object] = dict(merge(loaded.root, loaded.snapshots))
+    found: dict[str, object] = dict(merge(loaded.root, loaded.snapshots, wait_s))
     if collect_garbage:
-        found["garbage"] = collect(loaded.root, loaded.snapshots.keep, timedelta(hours=loaded.snapshots.grace_hours))
+        keep, grace = loaded.snapshots.keep, loaded.snapshots.grace
+        found["garbage"] = collect(loaded.root, keep, grace, wait_s=wait_s)
     if loaded.mirror is not None:
         found["mirror"] = copy(loaded.root, loaded.mirror)
     return found

@@ -10,7 +10,9 @@ from warehouse.ledger import existing_ledger
 from warehouse.lock import writer_lock
 
 
-def remove_garbage(root: Path, keep: int, grace: timedelta, dry_run: bool = False) -> dict[str, object]:
+def remove_garbage(
+    root: Path, keep: int, grace: timedelta, dry_run: bool = False, wait_s: float = 0.0
+) -> dict[str, object]:
     """Counts and bytes of what was removed, or would be (`warehouse.garbage`).
 
     A dry run takes the lock as well: what another writer is just making looks like garbage. Raises WriterBusy, and
@@ -18,5 +20,5 @@ def remove_garbage(root: Path, keep: int, grace: timedelta, dry_run: bool = Fals
     """
     existing_ledger(root)
     # Not cleaned by the lock, so that what killed writers left is counted with the rest.
-    with writer_lock(root, "lorestream gc", clean=False):
+    with writer_lock(root, "lorestream gc", wait_s, clean=False):
         return asdict(collect_garbage(root, keep=keep, grace=grace, now=utc_now(), dry_run=dry_run))

@@ -1,9 +1,12 @@
 """The verbs that keep the warehouse in order, on a shop after two runs."""
 
 import json
+import logging
 import shutil
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +19,9 @@ from flows.compact import merge_small_files
 from flows.config import load_config
 from flows.run import Run
 from tests.flows.shop import event, open_run, open_shop, run_once, scripted_engine, write_events
+from warehouse.errors import WriterBusy
 from warehouse.fitness import UnfitFeatures
+from warehouse.lock import writer_lock
 from warehouse.snapshot import read_manifest
 from warehouse.status import warehouse_status
 
@@ -91,6 +96,19 @@ def test_compaction_changes_no_row_and_the_next_run_publishes_nothing(shop: Path
     assert lorestream.open(config.root).join(events).to_arrow().equals(before)
     again = run_once(shop).report
     assert (again.rows_published, again.snapshot) == (0, report["snapshot"])
+
+
+def test_a_compaction_waits_for_another_writer_if_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(shop)
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(1) as threads:
+        with writer_lock(config.root, "a long run"):
+            with pytest.raises(WriterBusy, match="a long run"):
+                merge_small_files(config.root, config.snapshots)
+            waiting = threads.submit(merge_small_files, config.root, config.snapshots, 60.0)
+            while "waiting up to 60 s for a long run" not in caplog.text and not waiting.done():
+                time.sleep(0.01)
+        assert waiting.result()["merged"] == 2
 
 
 def test_collection_leaves_a_warehouse_that_runs_on(shop: Path, verb: Verb) -> None:
