@@ -445,7 +445,7 @@ def erase(
 
 @app.command
 def compact(*, wait: Wait = 0.0, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
-    """Merge small files of the public tables and publish the same rows in the merged ones; then `gc`."""
+    """Merge small files, those of the public tables into a new snapshot of the same rows; then `gc`."""
     from flows.compact import compact as compact_flow
 
     with _results_only(json) as out:

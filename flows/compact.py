@@ -15,15 +15,18 @@ from flows.run import utc_now
 from warehouse.compaction import compact as merge_files
 from warehouse.ledger import existing_ledger
 from warehouse.lock import writer_lock
+from warehouse.merging import merge_internal
 from warehouse.retention import SnapshotsConfig
 
 
 def merge_small_files(root: Path, snapshots: SnapshotsConfig, wait_s: float = 0.0) -> dict[str, object]:
-    """Files and bytes of the current snapshot before and after (`warehouse.compaction`)."""
+    """Files and bytes of the current snapshot before and after (`warehouse.compaction`), and files of the `internal`
+    tables that were merged (`warehouse.merging`)."""
     existing_ledger(root)
     with writer_lock(root, "lorestream compact", wait_s):
         made = merge_files(root, target_mb=snapshots.target_mb, now=utc_now(), keep=snapshots.keep)
-    return asdict(made)
+        internal = merge_internal(root, target_mb=snapshots.target_mb, now=utc_now())
+    return {**asdict(made), "internal": internal}
 
 
 merge = stage_task(merge_small_files)

@@ -8,11 +8,14 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import lorestream
+from adapters.touched import touched_since
 from flows import stages
 from flows.cli import call
 from flows.compact import merge_small_files
@@ -87,15 +90,34 @@ def test_an_unknown_snapshot_is_named(shop: Path, capfd: pytest.CaptureFixture[s
     assert "There is no snapshot `x`" in capfd.readouterr().err
 
 
-def test_compaction_changes_no_row_and_the_next_run_publishes_nothing(shop: Path) -> None:
+def test_compaction_changes_no_row_and_the_next_runs_do_what_they_would_have_done(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config(shop)
     events = pq.read_table(shop.parent / "inputs" / "behaviours.parquet")
     before = lorestream.open(config.root).join(events).to_arrow()
     report = merge_small_files(config.root, config.snapshots)
     assert (report["merged"], report["files_after"]) == (2, {"user_features": 1, "item_features": 1})
+    # The first run sealed partitions in two buckets, the second one of a user more; items it found as they were.
+    assert report["internal"] == {
+        "behaviours": {"before": 2, "after": 1},
+        "partitions": {"before": 3, "after": 1},
+        "requests": {"before": 2, "after": 1},
+    }
     assert lorestream.open(config.root).join(events).to_arrow().equals(before)
+    looked_at: list[pa.Table | None] = []
+
+    def touched(*arguments: Any) -> pa.Table | None:
+        looked_at.append(touched_since(*arguments))
+        return looked_at[-1]
+
+    monkeypatch.setattr(stages, "touched_since", touched)
     again = run_once(shop).report
-    assert (again.rows_published, again.snapshot) == (0, report["snapshot"])
+    assert (again.calls, again.rows_published, again.snapshot) == (0, 0, report["snapshot"])
+    write_events(shop.parent, "-later", [event(1, n % 5, 200 + n) for n in range(2)])
+    later = run_once(shop).report
+    assert (later.calls, later.rows_by_table) == (1, {"user_features": 1})
+    assert [None if table is None else table["entity_id"].to_pylist() for table in looked_at] == [[], ["u1"]]
 
 
 def test_a_compaction_waits_for_another_writer_if_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
