@@ -7,9 +7,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adapters.fusion import mean_fusion
-from adapters.ladder import Climbed, Membership, climb, group_vectors
+from adapters.ladder import OK, Climbed, Membership, climb, group_vectors
 from adapters.texts import UserTexts
 from warehouse.answers import IMPORTED, answers_view
 from warehouse.keys import texts_digest
@@ -29,6 +30,7 @@ USER_KIND, SHIFT_KIND, ITEM_KIND = "user_summary", "user_shift", "item_facts"
 GROUP_KINDS = {USER_KIND: ("group_likes", "group_dislikes"), ITEM_KIND: ("group_items",)}
 
 _NO_TEXTS = ""
+_BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class EntityVectors:
         return self.take(np.flatnonzero(self.has_vector))
 
     def take(self, index: np.ndarray) -> "EntityVectors":
-        """The rows at these positions."""
+        """The rows at these positions; nothing is copied where that is all of them."""
+        if len(index) == len(self.has_vector) and np.array_equal(index, np.arange(len(index))):
+            return self
         texts = None if self.texts is None else self.texts.take(index)
         rows = self.rows.take(pa.array(index, pa.int64()))
         return EntityVectors(rows, self.vectors[index], self.has_vector[index], texts)
@@ -121,6 +125,8 @@ def in_chunks(
             f"(SELECT count(*) FROM members WHERE list_contains($groups, kind) AND {among})",
             {"kind": kind, "groups": list(stored.group_kinds(kind))},
         ).fetchall()
+    if not rows and not stored.group_kinds(kind):
+        return
     chunks = max(1, -(-rows // chunk_rows))
     for chunk in range(chunks):
         yield _read(stored, kind, f"{among} AND hash(entity_id) % {chunks} = {chunk}", only)
@@ -132,7 +138,6 @@ def _read(stored: Stored, kind: str, condition: str, only: pa.Table | None = Non
             con.register("wanted", only)
         parquet_view(con, "requests", stored.requests, REQUESTS)
         parquet_view(con, "embeddings", stored.embeddings, embeddings_schema(stored.dim))
-        answers_view(con, stored.knowledge)
         own = _load(con, stored, kind, condition) if kind in stored.kinds else _nothing(stored.dim)
         if kind == USER_KIND:
             shifts = _load(con, stored, SHIFT_KIND, condition) if SHIFT_KIND in stored.kinds else _nothing(stored.dim)
@@ -156,41 +161,53 @@ def _read(stored: Stored, kind: str, condition: str, only: pa.Table | None = Non
 
 def _load(con: duckdb.DuckDBPyConnection, stored: Stored, kind: str, condition: str) -> EntityVectors:
     """Answered calls of one kind in order of (entity, partition, time), with the vector of each text that has one."""
-    table: pa.Table = con.sql(
+    con.execute(
         f"""
+        CREATE OR REPLACE TEMP TABLE asked AS SELECT * EXCLUDE (prompt) FROM requests
+        WHERE kind = $kind AND {condition}
+            AND ((engine_id = $engine AND prompt_version = $version) OR starts_with(engine_id, {quote(IMPORTED)}))
+        """,
+        {"kind": kind, "engine": stored.engine_id, "version": stored.prompt_versions[kind]},
+    )
+    answers_view(con, stored.knowledge, among="asked")
+    rows: pa.Table = con.sql(
+        """
         SELECT r.entity_id, r.partition_no, r.as_of AS valid_from, r.request_key, r.source_digest,
-               r.prompt_version, k.status, k.model, e.vector
-        FROM (
-            SELECT r.*, k.status, k.model FROM requests r JOIN answers k USING (request_key)
-            WHERE r.kind = $kind AND {condition}
-                AND ((r.engine_id = $engine AND r.prompt_version = $version)
-                     OR starts_with(r.engine_id, {quote(IMPORTED)}))
-            QUALIFY row_number() OVER (
-                PARTITION BY entity_id, partition_no, source_digest
-                ORDER BY k.status = 'ok' DESC, r.engine_id = $engine DESC, r.created_at DESC, r.request_key
-            ) = 1
-        ) r
-        JOIN (SELECT request_key, status, model FROM answers) k USING (request_key)
-        LEFT JOIN (SELECT DISTINCT ON (request_key) request_key, vector
-                   FROM embeddings SEMI JOIN (FROM requests WHERE kind = $kind AND {condition}) USING (request_key)
-                   WHERE encoder_id = $encoder) e ON e.request_key = r.request_key AND k.status = 'ok'
+               r.prompt_version, k.status, k.model
+        FROM asked r JOIN answers k USING (request_key)
+        QUALIFY row_number() OVER (
+            PARTITION BY entity_id, partition_no, source_digest
+            ORDER BY k.status = 'ok' DESC, r.engine_id = $engine DESC, r.created_at DESC, r.request_key
+        ) = 1
         ORDER BY r.entity_id, r.partition_no, r.as_of, r.source_digest
         """,
-        params={
-            "kind": kind,
-            "engine": stored.engine_id,
-            "version": stored.prompt_versions[kind],
-            "encoder": stored.encoder_id,
-        },
+        params={"engine": stored.engine_id},
     ).to_arrow_table()
-    column = table.column("vector").combine_chunks()
-    has_vector = np.asarray(column.is_valid())
-    vectors = np.zeros((table.num_rows, stored.dim), np.float32)
-    if has_vector.any():
-        vectors[has_vector] = np.asarray(column.drop_null().flatten(), np.float32).reshape(-1, stored.dim)
-    keys = table.column("request_key").to_pylist()
+    vectors, has_vector = _vectors(con, stored, rows)
+    keys = rows.column("request_key").to_pylist()
     digests = [key if known else _NO_TEXTS for key, known in zip(keys, has_vector, strict=True)]
-    return EntityVectors(_annotated(table.drop_columns(["vector"]), has_vector, digests), vectors, has_vector)
+    return EntityVectors(_annotated(rows, has_vector, digests), vectors, has_vector)
+
+
+def _vectors(con: duckdb.DuckDBPyConnection, stored: Stored, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [n, d] of the usable texts of `rows`, and which rows have one [n]; the others are zero."""
+    vectors, has_vector = np.zeros((rows.num_rows, stored.dim), np.float32), np.zeros(rows.num_rows, bool)
+    places = pa.table({"request_key": rows.column("request_key"), "place": pa.array(np.arange(rows.num_rows))})
+    con.register("places", places.filter(pc.equal(rows.column("status"), OK)))
+    # Vectors stream past the few keys into their places. DuckDB guesses how many there are, and may put them all into
+    # the join's hash table instead.
+    con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+    found = con.sql(
+        "SELECT place, vector FROM embeddings JOIN places USING (request_key) WHERE encoder_id = $encoder",
+        params={"encoder": stored.encoder_id},
+    ).to_arrow_reader(_BATCH_ROWS)
+    for batch in found:
+        at = batch.column("place").to_numpy()
+        vectors[at] = batch.column("vector").flatten().to_numpy().reshape(-1, stored.dim)
+        has_vector[at] = True
+    con.execute("RESET disabled_optimizers")
+    con.unregister("places")
+    return vectors, has_vector
 
 
 def _annotated(rows: pa.Table, has_vector: np.ndarray, digests: Sequence[str]) -> pa.Table:
@@ -261,16 +278,19 @@ def _fuse(loaded: EntityVectors) -> EntityVectors:
     users, newest, has = _newest_known(loaded)
     numbers = np.asarray(loaded.rows.column("partition_no"))
     keep = loaded.has_vector
-    fused = mean_fusion(users[keep], numbers[keep], loaded.vectors[keep])
-    position = np.cumsum(keep) - 1
+    # Vectors are the bulk of what is held here, and mostly all are there: no copy then.
+    if keep.all():
+        vectors = mean_fusion(users, numbers, loaded.vectors)
+    else:
+        vectors, position = np.zeros_like(loaded.vectors), np.cumsum(keep) - 1
+        vectors[has] = mean_fusion(users[keep], numbers[keep], loaded.vectors[keep])[position[newest[has]]]
     # A row may use all of its user's partitions up to its own.
-    first = np.maximum.accumulate(np.where(np.append(True, users[1:] != users[:-1]), np.arange(len(users)), 0))
+    begins = np.append(True, users[1:] != users[:-1])
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(users)), 0))
     assert loaded.texts is not None, "partitions come with their texts"
-    vectors = np.zeros_like(loaded.vectors)
-    vectors[has] = fused[position[newest[has]]]
     digests, before = [], _NO_TEXTS
-    for row, digest in enumerate(loaded.rows.column("texts_digest").to_pylist()):
-        before = before if row and users[row] == users[row - 1] else _NO_TEXTS
+    for begin, digest in zip(begins.tolist(), loaded.rows.column("texts_digest").to_pylist(), strict=True):
+        before = _NO_TEXTS if begin else before
         before = texts_digest([before, digest]) if digest and before else digest or before
         digests.append(before)
     rows = loaded.rows.drop_columns(["rung", "texts_digest", "confirms"])
@@ -369,7 +389,7 @@ def _with_rungs(own: EntityVectors, climbed: Climbed) -> EntityVectors:
         if taken.any():
             rows = own.rows.take(pa.array(np.maximum(source, 0), pa.int64()))
             for name in names:
-                merged = pa.compute.if_else(pa.array(taken), rows.column(name), added.column(name))
+                merged = pc.if_else(pa.array(taken), rows.column(name), added.column(name))
                 added = added.set_column(added.schema.get_field_index(name), name, merged)
     vectors = climbed.vectors.copy()
     vectors[repeated] = own.vectors[climbed.own_row[repeated]]
@@ -380,7 +400,7 @@ def _with_rungs(own: EntityVectors, climbed: Climbed) -> EntityVectors:
     has = np.concatenate([kept.has_vector, climbed.has_vector | repeated])
     texts = None if own.texts is None else _all_texts(own.texts, stay, climbed, added)
     together = EntityVectors(rows, np.concatenate([kept.vectors, vectors]), has, texts)
-    order = pa.compute.sort_indices(
+    order = pc.sort_indices(
         rows.append_column("at", pa.array(np.arange(rows.num_rows))),
         [("entity_id", "ascending"), ("valid_from", "ascending"), ("at", "ascending")],
     )

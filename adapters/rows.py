@@ -51,6 +51,8 @@ def _missing(
         fresh = _unpublished(piece, published, name, entity, adapter.meta.version)
         if fresh.rows.num_rows:
             yield _rows(fresh, stored, adapter, name, now)
+        # The text vectors are most of a piece: they go before the next one is read.
+        del piece, fresh
 
 
 def _unpublished(

@@ -160,6 +160,7 @@ def train(
     ] = None,
     model: Annotated[str | None, Parameter(help="Folder or id of the LLM, instead of `engine.model`.")] = None,
     allow_fewer_rows: FewerRows = False,
+    wait: Wait = 0.0,
     json: Json = False,
 ) -> None:
     """Fit the frozen adapter anew on the labelled behaviours and publish all rows with it.
@@ -171,7 +172,7 @@ def train(
     given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
     overrides = _overrides(model, allow_fewer_rows) | {key: value for key, value in given.items() if value is not None}
     with _results_only(json) as out:
-        _write(out, train_flow(config, overrides), json)
+        _write(out, train_flow(config, overrides, wait), json)
 
 
 @app.command
@@ -445,12 +446,12 @@ def erase(
 
 
 @app.command
-def compact(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
-    """Merge small files of the public tables and publish the same rows in the merged ones; then `gc`."""
+def compact(*, wait: Wait = 0.0, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
+    """Merge small files, those of the public tables into a new snapshot of the same rows; then `gc`."""
     from flows.compact import compact as compact_flow
 
     with _results_only(json) as out:
-        _write(out, compact_flow(config), json)
+        _write(out, compact_flow(config, wait_s=wait), json)
 
 
 @app.command

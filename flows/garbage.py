@@ -8,7 +8,7 @@ from flows.writing import writing
 from warehouse.garbage import collect_garbage
 
 
-def remove_garbage(config: Config, dry_run: bool = False) -> dict[str, object]:
+def remove_garbage(config: Config, dry_run: bool = False, wait_s: float = 0.0) -> dict[str, object]:
     """Counts and bytes of what was removed, or would be (`warehouse.garbage`).
 
     A dry run takes the lock as well: what another writer is just making looks like garbage. Raises WriterBusy, and
@@ -16,7 +16,7 @@ def remove_garbage(config: Config, dry_run: bool = False) -> dict[str, object]:
     """
     keep, grace = config.snapshots.keep, config.snapshots.grace
     # Not cleaned by the lock, so that what killed writers left is counted with the rest.
-    with writing(config, "lorestream gc", clean=False) as copy:
+    with writing(config, "lorestream gc", wait_s, clean=False) as copy:
         found = collect_garbage(config.root, keep=keep, grace=grace, now=utc_now(), dry_run=dry_run)
         if copy is not None and not dry_run:
             copy.settle()

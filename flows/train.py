@@ -16,10 +16,12 @@ fit_adapter = stage_task(stages.fit_adapter)
 
 
 @flow(name="train", persist_result=False)
-def train(config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None) -> dict[str, object]:
+def train(
+    config: Path = Path("lorestream.toml"), overrides: Mapping[str, Any] | None = None, wait_s: float = 0.0
+) -> dict[str, object]:
     """The new adapter's version and measures, and the rows published with it (see `RunReport`)."""
     loaded = load_config(config, overrides)
-    with closing_run(loaded, Scope()) as run, run.writing("lorestream train"):
+    with closing_run(loaded, Scope()) as run, run.writing("lorestream train", wait_s):
         fit_adapter(run)
         publish(run)
         return run.report.as_dict()

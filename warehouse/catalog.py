@@ -9,8 +9,10 @@ Everything stands in the schema `lorestream`, and again in `main`, so that `ATTA
 `lorestream.user_features_latest` work. The file holds no rows: it names the Parquet files by absolute path, because
 DuckDB resolves relative ones against the reader's working folder. A moved warehouse needs `rebuild(root)` once.
 
-DuckDB 2.0 reads a file's headers through one open and all else through a second. An ATTACH whose two opens lie on
-either side of a replacement may fail with an IOException (seen once beside 1,250 publications); attach again.
+DuckDB 2.0 reads a file's headers through one open and all else through a second. The headers say where the list of
+free blocks lies, which moves with the length of the views. An ATTACH whose two opens lie on either side of a
+replacement may therefore fail with an IOException (seen once beside 1,250 publications); what it reads is never a
+mixture. Attach again.
 """
 
 from collections.abc import Iterator, Mapping

@@ -14,6 +14,7 @@ from warehouse.errors import UsageError
 from warehouse.optional import needs
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd  # type: ignore[import-untyped]
     import polars as pl
     import torch
@@ -62,7 +63,6 @@ class Frame:
         where torch or numpy is not installed.
         """
         with needs("torch", "Frame.to_torch()"):
-            import numpy as np  # noqa: F401
             import torch
         tensors: dict[str, torch.Tensor] = {}
         for name in self.columns if columns is None else columns:
@@ -70,9 +70,7 @@ class Frame:
                 raise UsageError(f"There is no column `{name}`; the columns are {', '.join(self.columns)}.")
             problem = _why_no_tensor(self.table[name])
             if problem is None:
-                numbers, shape = _numbers(self.table[name])
-                # Arrow's buffers are read-only, and torch would warn and then let one write to them.
-                tensors[name] = torch.from_numpy(numbers.to_numpy(zero_copy_only=False).copy()).reshape(shape)
+                tensors[name] = torch.from_numpy(_numbers(self.table[name]))
             elif columns is not None:
                 raise UsageError(f"Column `{name}` cannot become a tensor: {problem}")
         return tensors
@@ -122,12 +120,19 @@ def _is_vector(kind: pa.DataType) -> bool:
     return is_list and bool(pa.types.is_floating(kind.value_type))
 
 
-def _numbers(column: pa.ChunkedArray) -> tuple[pa.Array, tuple[int, ...]]:
-    """The numbers of `column` in one flat array, and the shape they have."""
+def _numbers(column: pa.ChunkedArray) -> "np.ndarray":
+    """The numbers of `column`, [n] or [n, d], copied once: torch would let one write to Arrow's own buffers."""
+    import numpy as np
+
     rows = len(column)
     if _is_vector(column.type):
-        flat = pc.list_flatten(column).combine_chunks()
-        return flat, (rows, len(flat) // rows if rows else 0)
+        flat = _numbers(pa.chunked_array([pc.list_flatten(chunk) for chunk in column.chunks], column.type.value_type))
+        return flat.reshape(rows, len(flat) // rows if rows else 0)
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(pa.int64())
-    return column.combine_chunks(), (rows,)
+    numbers = np.empty(rows, column.type.to_pandas_dtype())
+    start = 0
+    for chunk in column.chunks:
+        numbers[start : start + len(chunk)] = chunk.to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    return numbers

@@ -20,7 +20,7 @@ import orjson
 from warehouse.errors import UsageError, WriterBusy
 from warehouse.store import remove_temporary
 
-log = getLogger(__name__)
+log = getLogger("lorestream.lock")
 
 LOCK_NAME = "lorestream.lock"
 # Held by the writer that is next, while it waits; by nobody where nobody waits.

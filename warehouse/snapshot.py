@@ -170,6 +170,11 @@ def read_inputs(root: Path, snapshot: Snapshot) -> dict[str, object]:
     return read_json(root / path, "record of a publication's inputs", SCHEMA_VERSION)
 
 
+def replace_inputs(root: Path, snapshot: Snapshot, inputs: Mapping[str, object]) -> None:
+    """Replace what `read_inputs` gave in one step."""
+    write_json(root / str(snapshot.lineage["inputs"]), {**inputs, "schema_version": SCHEMA_VERSION})
+
+
 def require_public(tables: Iterable[str]) -> None:
     """Raise UsageError unless all `tables` are public ones."""
     for table in tables:

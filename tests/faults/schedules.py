@@ -2,7 +2,8 @@
 
     python schedules.py FOLDER FIRST LAST EVERY    # prints, as JSON, what was injected and what differed
 
-Seeds are FIRST, ..., LAST - 1; those that EVERY divides go through both nights, the others through the first.
+Seeds are FIRST, ..., LAST - 1; those that EVERY divides go through both nights, the others through the first. Nights of
+even seeds end with a compaction of all tables.
 
 Every attempt at a night is a child process, forked before DuckDB or Arrow has started a thread. In it a fault waits at
 one change of the file system or one answer of the engine: the process is killed just before or just after, or the disk
@@ -35,10 +36,12 @@ from flows.config import load_config
 from flows.run import Run, utc_now
 from flows.setup import prepare_warehouse
 from tests.flows.shop import QuickEncoder, event, open_shop, run_stages, scripted_engine, write_events
+from warehouse.compaction import compact
 from warehouse.errors import LorestreamError, WriterBusy
 from warehouse.garbage import collect_garbage
 from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock
+from warehouse.merging import merge_internal
 from warehouse.snapshot import read_manifest
 from warehouse.store import read_table
 
@@ -67,8 +70,8 @@ class PaidEngine(ScriptedEngine):
 class Shop:
     """A shop whose nights are run in children, and what they left behind."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.config = folder, open_shop(folder, users=3, events_each=5)
+    def __init__(self, folder: Path, compacts: bool) -> None:
+        self.folder, self.config, self.compacts = folder, open_shop(folder, users=3, events_each=5), compacts
         self.bill = folder / "bill.txt"
         self.bill.touch()
         self.root = load_config(self.config).root
@@ -146,6 +149,9 @@ def _night(shop: Shop, fault: str, at: int, counter: Path) -> int:
             run = Run(config, shop.root, engine=PaidEngine(shop.bill, strike), clock=lambda: utc_now() - back)
             run.encoder = QuickEncoder(config.encoder)  # type: ignore[assignment]
             run_stages(run)
+            if shop.compacts:
+                compact(shop.root, target_mb=1, now=run.clock())
+                merge_internal(shop.root, target_mb=1, now=run.clock())
     except (LorestreamError, OSError) as error:
         if not fault:
             sys.stderr.write(f"{error}\n")
@@ -199,7 +205,7 @@ def run_schedule(
 ) -> dict[str, Any]:
     """One schedule: what was injected, what was paid twice although it was stored, and the tables that differ."""
     rng = random.Random(seed)
-    shop = Shop(folder)
+    shop = Shop(folder, compacts=seed % 2 == 0)
     injected: Counter[str] = Counter()
     repeated = 0
     for night in range(nights):
@@ -258,7 +264,7 @@ def _damaged(shop: Shop, fault: str, rng: random.Random) -> int:
 
 
 def main(folder: str, first: str, last: str, every: str) -> None:
-    quiet = Shop(Path(folder, "quiet"))
+    quiet = Shop(Path(folder, "quiet"), compacts=True)
     changes, expected = [], []
     for night in range(NIGHTS):
         quiet.begin_night(night)

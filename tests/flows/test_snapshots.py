@@ -1,21 +1,29 @@
 """The verbs that keep the warehouse in order, on a shop after two runs."""
 
 import json
+import logging
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import lorestream
+from adapters.touched import touched_since
 from flows import stages
 from flows.cli import call
 from flows.compact import merge_small_files
 from flows.config import load_config
 from flows.run import Run
 from tests.flows.shop import event, open_run, open_shop, run_once, scripted_engine, write_events
+from warehouse.errors import WriterBusy
 from warehouse.fitness import UnfitFeatures
+from warehouse.lock import writer_lock
 from warehouse.snapshot import read_manifest
 from warehouse.status import warehouse_status
 
@@ -81,15 +89,47 @@ def test_an_unknown_snapshot_is_named(shop: Path, capfd: pytest.CaptureFixture[s
     assert "There is no snapshot `x`" in capfd.readouterr().err
 
 
-def test_compaction_changes_no_row_and_the_next_run_publishes_nothing(shop: Path) -> None:
+def test_compaction_changes_no_row_and_the_next_runs_do_what_they_would_have_done(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config(shop)
     events = pq.read_table(shop.parent / "inputs" / "behaviours.parquet")
     before = lorestream.open(config.root).join(events).to_arrow()
     report = merge_small_files(config)
     assert (report["merged"], report["files_after"]) == (2, {"user_features": 1, "item_features": 1})
+    # The first run sealed partitions in two buckets, the second one of a user more; items it found as they were.
+    assert report["internal"] == {
+        "behaviours": {"before": 2, "after": 1},
+        "partitions": {"before": 3, "after": 1},
+        "requests": {"before": 2, "after": 1},
+    }
     assert lorestream.open(config.root).join(events).to_arrow().equals(before)
+    looked_at: list[pa.Table | None] = []
+
+    def touched(*arguments: Any) -> pa.Table | None:
+        looked_at.append(touched_since(*arguments))
+        return looked_at[-1]
+
+    monkeypatch.setattr(stages, "touched_since", touched)
     again = run_once(shop).report
-    assert (again.rows_published, again.snapshot) == (0, report["snapshot"])
+    assert (again.calls, again.rows_published, again.snapshot) == (0, 0, report["snapshot"])
+    write_events(shop.parent, "-later", [event(1, n % 5, 200 + n) for n in range(2)])
+    later = run_once(shop).report
+    assert (later.calls, later.rows_by_table) == (1, {"user_features": 1})
+    assert [None if table is None else table["entity_id"].to_pylist() for table in looked_at] == [[], ["u1"]]
+
+
+def test_a_compaction_waits_for_another_writer_if_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(shop)
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(1) as threads:
+        with writer_lock(config.root, "a long run"):
+            with pytest.raises(WriterBusy, match="a long run"):
+                merge_small_files(config)
+            waiting = threads.submit(merge_small_files, config, 60.0)
+            while "waiting up to 60 s for a long run" not in caplog.text and not waiting.done():
+                time.sleep(0.01)
+        assert waiting.result()["merged"] == 2
 
 
 def test_collection_leaves_a_warehouse_that_runs_on(shop: Path, verb: Verb) -> None:

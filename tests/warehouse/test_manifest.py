@@ -199,6 +199,27 @@ def test_rollback_moves_the_pointer_and_later_ids_still_rise(tmp_path: Path, use
     assert ids(tmp_path, "user_features") == ["a", "c"]
 
 
+def test_after_a_rollback_joins_are_byte_for_byte_what_they_were(
+    tmp_path: Path, users: Build, items: Build, at: Clock
+) -> None:
+    shown = pa.table({"user_id": ["a", "b", "x"], "item_id": ["i", "j", "i"], "ts": [at(2), at(3), at(9)]})
+
+    def joined() -> bytes:
+        table = open_warehouse(tmp_path).join(shown).to_arrow().combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+        return sink.getvalue().to_pybytes()
+
+    rows = {"user_features": users("a"), "item_features": items("i", "j", augment=[1.0, 2.0])}
+    first = publish(tmp_path, rows, replace=False, now=at(1), lineage={})
+    before = joined()
+    publish(tmp_path, {"user_features": users("a", "b", created_at=at(5))}, replace=True, now=at(2), lineage={})
+    assert joined() != before
+    rollback(tmp_path, first.snapshot_id)
+    assert joined() == before
+
+
 def test_rollback_needs_a_snapshot_whose_files_are_there(tmp_path: Path, users: Build, at: Clock) -> None:
     first = publish(tmp_path, {"user_features": users("a")}, replace=False, now=at(1), lineage={})
     second = publish(tmp_path, {"user_features": users("b")}, replace=True, now=at(2), lineage={})

@@ -14,7 +14,7 @@ import torch
 
 import lorestream
 from warehouse.errors import CorruptWarehouse, UsageError, WarehouseNotFound
-from warehouse.frame import as_arrow
+from warehouse.frame import Frame, as_arrow
 from warehouse.ledger import Ledger
 from warehouse.manifest import publish
 from warehouse.reader import Warehouse
@@ -79,6 +79,17 @@ def test_a_joined_frame_becomes_polars_torch_or_any_arrow_reader(warehouse: Ware
     assert tensors["item_augment"].shape == (4, 2)
     assert "user_id" not in tensors
     assert "user_valid_from" not in tensors
+
+
+def test_tensors_do_not_depend_on_the_pieces_of_a_table_and_may_be_written_to() -> None:
+    whole = pa.table({"n": [1, 2, 3], "on": [True, False, True], "v": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]})
+    pieces = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert pieces["v"].num_chunks == 2
+    tensors = Frame(pieces).to_torch()
+    for name, tensor in Frame(whole).to_torch().items():
+        assert torch.equal(tensors[name], tensor)
+    tensors["v"][0, 0] = 9.0
+    assert pieces["v"][0].as_py() == [1.0, 2.0]
 
 
 def test_a_column_that_is_no_tensor_is_refused_with_the_reason(warehouse: Warehouse, impressions: pa.Table) -> None:

@@ -32,6 +32,19 @@ def test_files_are_read_in_the_order_given(tmp_path: Path) -> None:
     assert store.read_table(paths, SCHEMA, columns=["id"]).to_pydict() == {"id": ["b", "b", "a", "a"]}
 
 
+@pytest.mark.parametrize("group_rows", [1, 3, 100])
+def test_a_table_is_read_whole_however_many_row_groups_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    lists = [[float(n)] * (n % 3) if n % 5 else None for n in range(50)]
+    table = pa.table({"id": [f"u{n}" for n in range(50)], "vector": pa.array(lists, pa.list_(pa.float32()))})
+    monkeypatch.setattr(store, "ROW_GROUP_ROWS", group_rows)
+    store.write_table(tmp_path / "rows.parquet", table)
+    monkeypatch.setattr(store, "ROW_GROUP_ROWS", 7)
+    assert store.read_table([tmp_path / "rows.parquet"], table.schema).equals(table)
+    assert store.read_table([tmp_path / "rows.parquet"], None, ["vector"]).equals(table.select(["vector"]))
+
+
 def test_no_file_gives_an_empty_table_of_the_schema() -> None:
     assert store.read_table([], SCHEMA).equals(SCHEMA.empty_table())
     assert store.read_table([], SCHEMA, columns=["vector"]).schema == pa.schema([SCHEMA.field("vector")])
