@@ -28,7 +28,7 @@ from warehouse.numbered import claim, newest, object_of, remove_before
 from warehouse.objects import Objects
 from warehouse.store import json_bytes
 
-log = getLogger(__name__)
+log = getLogger("lorestream.store")
 
 FOLDER = "lease"
 # After the death of a machine the next one waits for so long.

@@ -47,7 +47,7 @@ from warehouse.storeindex import (
     parse_index,
 )
 
-log = getLogger(__name__)
+log = getLogger("lorestream.store")
 
 RECORD_NAME = "store.json"
 SCHEMA_VERSION = 1

@@ -317,7 +317,7 @@ def killed(finished: Path, out: Path, steps: list[int]) -> dict[str, bool]:
         env={"PYTHONPATH": str(script.parents[2]), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
