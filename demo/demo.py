@@ -24,8 +24,9 @@ from adapters.lift.published import Augment, LiftConfig, LiftReport, Slice, meas
 from adapters.samples import Samples
 from adapters.training import find_adapter, labelled_samples
 from demo.world import World, make_world, write_inputs
-from flows.cli import ENVIRONMENT, hush_exit, log_to_stderr
+from flows.cli import ENVIRONMENT
 from flows.config import Config, load_config
+from flows.printing import hush_exit, log_to_stderr
 from flows.run import Run
 from flows.setup import prepare_warehouse
 from warehouse.reader import Warehouse

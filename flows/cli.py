@@ -4,10 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage, configuration or input, 3 another writer 
 Results go to standard output (one JSON object with --json), everything else to standard error.
 """
 
-import atexit
 import errno
-import json as json_text
-import logging
 import os
 import signal
 import sys
@@ -16,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, TextIO, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows.printing import hush_exit, print_result, results_only, write_result
 from warehouse.errors import LorestreamError, UsageError
 
 app = App(
@@ -71,7 +69,9 @@ def init(folder: Path = Path("."), *, json: Json = False) -> None:
     from flows.setup import initialise
 
     made = initialise(folder)
-    _print(made, json, lambda: f"Wrote {made['config']} and an empty warehouse in {made['warehouse']}.\n{made['next']}")
+    print_result(
+        made, json, lambda: f"Wrote {made['config']} and an empty warehouse in {made['warehouse']}.\n{made['next']}"
+    )
 
 
 @importer.command
@@ -80,7 +80,7 @@ def movielens(path: Path, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = F
     from flows.setup import import_movielens_tables
 
     made = import_movielens_tables(path, config)
-    _print(made, json, lambda: "\n".join(f"{name}: {value}" for name, value in made.items()))
+    print_result(made, json, lambda: "\n".join(f"{name}: {value}" for name, value in made.items()))
 
 
 @app.command
@@ -99,11 +99,11 @@ def run(
 
     overrides = _overrides(model, allow_fewer_rows)
     params = _params(RefreshParams, config=config, overrides=overrides, limit_users=limit_users, wait_s=wait)
-    with _results_only(json) as out:
+    with results_only(json) as out:
         if dry_run:
-            _write(out, preview(params), json)
+            write_result(out, preview(params), json)
         else:
-            _write(out, refresh(**dict(params)), json)
+            write_result(out, refresh(**dict(params)), json)
 
 
 @app.command
@@ -140,8 +140,8 @@ def backfill(
         chunk_days=chunk_days,
         chunk_calls=chunk_calls,
     )
-    with _results_only(json) as out:
-        _write(out, preview_backfill(params) if dry_run else backfill_flow(**dict(params)), json)
+    with results_only(json) as out:
+        write_result(out, preview_backfill(params) if dry_run else backfill_flow(**dict(params)), json)
 
 
 @app.command
@@ -171,8 +171,8 @@ def train(
 
     given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
     overrides = _overrides(model, allow_fewer_rows) | {key: value for key, value in given.items() if value is not None}
-    with _results_only(json) as out:
-        _write(out, train_flow(config, overrides, wait), json)
+    with results_only(json) as out:
+        write_result(out, train_flow(config, overrides, wait), json)
 
 
 @app.command
@@ -210,9 +210,9 @@ def lift(
         train_users=train_users,
     )
     # A matrix takes long: what is done is told beside the JSON too.
-    with _results_only(False) as stream:
+    with results_only(False) as stream:
         report = measure(config, dataset, knowledge, out, matrix, workers)
-        _write(stream, report, json, lambda: summary(report))
+        write_result(stream, report, json, lambda: summary(report))
 
 
 @pools.command
@@ -226,8 +226,8 @@ def build(
     from flows.config import load_config
     from flows.pools import build as build_pool
 
-    with _results_only(json) as out:
-        _write(out, build_pool(load_config(config, _overrides(model))), json)
+    with results_only(json) as out:
+        write_result(out, build_pool(load_config(config, _overrides(model))), json)
 
 
 @pools.command
@@ -236,7 +236,7 @@ def stats(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     from flows.config import load_config
     from flows.pools import stats as pool_stats
 
-    _print(pool_stats(load_config(config)), json)
+    print_result(pool_stats(load_config(config)), json)
 
 
 @groups.command(name="build")
@@ -245,8 +245,8 @@ def build_groups(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> 
     from flows.config import load_config
     from flows.grouping import build as cluster_anew
 
-    with _results_only(json) as out:
-        _write(out, cluster_anew(load_config(config)), json)
+    with results_only(json) as out:
+        write_result(out, cluster_anew(load_config(config)), json)
 
 
 @groups.command(name="stats")
@@ -255,7 +255,7 @@ def group_stats(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> N
     from flows.config import load_config
     from flows.grouping import stats as generations
 
-    _print(generations(load_config(config)), json)
+    print_result(generations(load_config(config)), json)
 
 
 @requests.command
@@ -272,8 +272,8 @@ def export(
     from flows.config import load_config
     from flows.interchange import export_requests
 
-    with _results_only(json) as stream:
-        _write(stream, export_requests(load_config(config, _overrides(model)), out, limit_users), json)
+    with results_only(json) as stream:
+        write_result(stream, export_requests(load_config(config, _overrides(model)), out, limit_users), json)
 
 
 @importer.command
@@ -292,8 +292,8 @@ def knowledge(
     from flows.interchange import import_knowledge
 
     until = as_of.replace(tzinfo=UTC) if as_of is not None and as_of.tzinfo is None else as_of
-    with _results_only(json) as out:
-        _write(out, import_knowledge(load_config(config, _overrides(model)), file, entity, members, until), json)
+    with results_only(json) as out:
+        write_result(out, import_knowledge(load_config(config, _overrides(model)), file, entity, members, until), json)
 
 
 @app.command
@@ -311,8 +311,8 @@ def factors(
     from flows.config import load_config
     from flows.factors import propose_factors
 
-    with _results_only(json) as stream:
-        _write(stream, propose_factors(load_config(config, _overrides(model)), out, noun, count, sample), json)
+    with results_only(json) as stream:
+        write_result(stream, propose_factors(load_config(config, _overrides(model)), out, noun, count, sample), json)
 
 
 @app.command
@@ -326,7 +326,7 @@ def quality(
     from flows.config import load_config
     from flows.quality import quality_report
 
-    _print(quality_report(load_config(config), samples), json)
+    print_result(quality_report(load_config(config), samples), json)
 
 
 @app.command
@@ -346,7 +346,7 @@ def explain(
     from flows.explaining import explain as explain_value
 
     found = explain_value(load_config(config), user, item, at, clock, snapshot)
-    _print(found, json, lambda: as_page(found))
+    print_result(found, json, lambda: as_page(found))
 
 
 @app.command(name="export")
@@ -363,7 +363,7 @@ def export_tables(
     from flows.config import load_config
     from flows.exporting import export as export_vectors
 
-    _print(export_vectors(load_config(config), to, out, at, snapshot), json)
+    print_result(export_vectors(load_config(config), to, out, at, snapshot), json)
 
 
 @app.command
@@ -372,7 +372,7 @@ def status(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     from flows.config import load_config
     from warehouse.status import warehouse_status
 
-    _print(warehouse_status(load_config(config).root), json)
+    print_result(warehouse_status(load_config(config).root), json)
 
 
 @snapshots.default
@@ -381,7 +381,7 @@ def list_snapshots(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -
     from flows.config import load_config
     from warehouse.status import snapshot_list
 
-    _print({"snapshots": snapshot_list(load_config(config).root)}, json)
+    print_result({"snapshots": snapshot_list(load_config(config).root)}, json)
 
 
 @snapshots.command
@@ -390,7 +390,7 @@ def diff(old: str, new: str | None = None, /, *, config: ConfigPath = DEFAULT_CO
     from flows.config import load_config
     from flows.snapshots import compare
 
-    _print(compare(load_config(config).root, old, new), json)
+    print_result(compare(load_config(config).root, old, new), json)
 
 
 @snapshots.command
@@ -399,7 +399,7 @@ def pin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json = F
     from flows.config import load_config
     from flows.snapshots import set_pin
 
-    _print(set_pin(load_config(config), snapshot_id, True), json)
+    print_result(set_pin(load_config(config), snapshot_id, True), json)
 
 
 @snapshots.command
@@ -408,7 +408,7 @@ def unpin(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Json =
     from flows.config import load_config
     from flows.snapshots import set_pin
 
-    _print(set_pin(load_config(config), snapshot_id, False), json)
+    print_result(set_pin(load_config(config), snapshot_id, False), json)
 
 
 @app.command
@@ -417,7 +417,7 @@ def rollback(snapshot_id: str, *, config: ConfigPath = DEFAULT_CONFIG, json: Jso
     from flows.config import load_config
     from flows.setup import roll_back
 
-    _print(roll_back(load_config(config), snapshot_id), json)
+    print_result(roll_back(load_config(config), snapshot_id), json)
 
 
 @app.command
@@ -438,11 +438,11 @@ def erase(
     from flows.config import load_config
     from flows.erase import erase_entities
 
-    with _results_only(json) as out:
+    with results_only(json) as out:
         made = erase_entities(
             load_config(config), user, item, rebuild_groups=rebuild_groups, dry_run=dry_run, wait_s=wait
         )
-        _write(out, made, json)
+        write_result(out, made, json)
 
 
 @app.command
@@ -450,8 +450,8 @@ def compact(*, wait: Wait = 0.0, config: ConfigPath = DEFAULT_CONFIG, json: Json
     """Merge small files, those of the public tables into a new snapshot of the same rows; then `gc`."""
     from flows.compact import compact as compact_flow
 
-    with _results_only(json) as out:
-        _write(out, compact_flow(config, wait_s=wait), json)
+    with results_only(json) as out:
+        write_result(out, compact_flow(config, wait_s=wait), json)
 
 
 @app.command
@@ -460,8 +460,8 @@ def sync(*, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     from flows.config import load_config
     from flows.syncing import synchronise
 
-    with _results_only(json) as out:
-        _write(out, synchronise(load_config(config)), json)
+    with results_only(json) as out:
+        write_result(out, synchronise(load_config(config)), json)
 
 
 @app.command
@@ -480,7 +480,7 @@ def gc(
     from flows.garbage import remove_garbage
 
     given = {} if grace_hours is None else {"snapshots.grace_hours": grace_hours}
-    _print(remove_garbage(load_config(config, given), dry_run), json)
+    print_result(remove_garbage(load_config(config, given), dry_run), json)
 
 
 def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, object]:
@@ -503,72 +503,6 @@ def _params(make: Callable[..., Params], **values: object) -> Params:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'parameters'}: {e['msg']}" for e in error.errors())
         raise UsageError(f"{faults}. See `lorestream --help`.") from error
-
-
-def log_to_stderr(level: int) -> None:
-    """Show this project's log from `level` on, and other libraries' warnings, on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("lorestream").setLevel(level)
-
-
-def hush_exit() -> None:
-    """Drop what is printed after this: at exit DuckDB's bindings list all objects that Prefect still holds."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
-
-
-@contextmanager
-def _results_only(quiet: bool) -> Iterator[TextIO]:
-    """The real standard output, while everything that libraries print to it goes to standard error.
-
-    vLLM and its child processes write to file descriptor 1 directly, so the descriptor itself is moved.
-    """
-    log_to_stderr(logging.WARNING if quiet else logging.INFO)
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as out:
-            yield out
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _print(result: dict[str, object], as_json: bool, text: Callable[[], str] | None = None) -> None:
-    _write(sys.stdout, result, as_json, text)
-
-
-def _write(out: TextIO, result: dict[str, object], as_json: bool, text: Callable[[], str] | None = None) -> None:
-    if as_json:
-        out.write(json_text.dumps(result, default=str) + "\n")
-    elif text is not None:
-        out.write(text() + "\n")
-    else:
-        out.write(_table(result) + "\n")
-
-
-def _table(result: dict[str, object], indent: str = "") -> str:
-    """Names and values in two columns; nested mappings indented, lists one entry a line."""
-    lines = []
-    for name, value in result.items():
-        if isinstance(value, dict):
-            lines.append(f"{indent}{name.replace('_', ' ')}:")
-            lines.append(_table(value, indent + "  ") if value else f"{indent}  none")
-        elif isinstance(value, list):
-            lines.append(f"{indent}{name.replace('_', ' ')}:" + ("" if value else " none"))
-            lines.extend(f"{indent}  {_inline(entry)}" for entry in value)
-        else:
-            lines.append(f"{indent}{name.replace('_', ' '):<{26 - len(indent)}} {_inline(value)}")
-    return "\n".join(lines)
-
-
-def _inline(value: object) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{k}={v}" for k, v in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _complain(message: str) -> None:
