@@ -126,7 +126,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(steps=STEPS)
 def test_whatever_dies_when_the_store_goes_from_whole_state_to_whole_state(
     steps: list[tuple[str, str, int, bool]], tmp_path_factory: pytest.TempPathFactory
