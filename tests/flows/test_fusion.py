@@ -121,7 +121,7 @@ def test_train_lays_its_options_over_the_configuration(
 ) -> None:
     asked: list[AdapterConfig] = []
 
-    def flow(config: Path, overrides: Mapping[str, object]) -> dict[str, object]:
+    def flow(config: Path, overrides: Mapping[str, object], wait_s: float) -> dict[str, object]:
         asked.append(load_config(config, overrides).adapter)
         return {}
 

@@ -121,7 +121,7 @@ def test_compaction_changes_no_row_and_the_next_runs_do_what_they_would_have_don
 
 def test_a_compaction_waits_for_another_writer_if_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = load_config(shop)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lorestream")
     with ThreadPoolExecutor(1) as threads:
         with writer_lock(config.root, "a long run"):
             with pytest.raises(WriterBusy, match="a long run"):
