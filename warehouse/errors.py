@@ -111,8 +111,8 @@ class WriterBusy(LorestreamError):
         ends = f" If that machine is gone, its lease ends by itself at {until}." if until else ""
         super().__init__(
             f"The warehouse {path} is being written by {owner} (pid {pid} on {host}, since {since}). "
-            "Wait for it to end (`run`, `train`, `backfill`, `compact` and `erase` take --wait), or stop that process; readers are not "
-            f"affected.{ends}"
+            "Wait for it to end (`run`, `train`, `backfill`, `compact` and `erase` take --wait), or stop that process; "
+            f"readers are not affected.{ends}"
         )
 
 
