@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from flows.printing import hush_exit, print_result, results_only, write_result
 from warehouse.errors import LorestreamError, UsageError
@@ -191,7 +192,9 @@ def lift(
     seeds: Annotated[int | None, Parameter(help="How many seeds.")] = None,
     users: Annotated[int | None, Parameter(help="A random sample of so many users.")] = None,
     train_users: Annotated[int | None, Parameter(help="Of these, so many whose events may teach.")] = None,
-    workers: Annotated[int, Parameter(help="Cells that are fitted at once, each on one thread.")] = 1,
+    workers: Annotated[
+        int, Parameter(validator=Number(gte=1), help="Cells that are fitted at once, each on one thread.")
+    ] = 1,
     out: Annotated[Path | None, Parameter(help="Folder of cells, embeddings and reports (default: lift).")] = None,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,

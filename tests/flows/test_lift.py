@@ -73,6 +73,8 @@ def test_names_that_are_no_arms_or_protocols_are_refused(capfd: pytest.CaptureFi
     assert "protocols.1" in capfd.readouterr().err
     assert call(["lift", "--knowledge", "somewhere", "--config", "nowhere.toml"]) == 2
     assert "--knowledge goes with --dataset" in capfd.readouterr().err
+    assert call(["lift", "--workers", "0"]) == 2
+    assert "Must be >= 1" in capfd.readouterr().err
 
 
 def test_quick_is_smaller_and_what_is_given_counts() -> None:
