@@ -5,7 +5,7 @@
 Training: a step is forward, backward and AdamW over a batch of 1,024 pairs of text vectors (384 numbers), the loss that
 of the augment vectors' dot product. Materialising: text vectors of one side to rows of 32 numbers. The rival has an MLP
 for each side, its hidden layer as wide as all experts of a tower together, so that widths are equal and the gate is the
-difference. `whitened` is the default form, with a frozen reduction to 256 numbers in front: in training that is done
+difference. `whitened` is the default form, with a frozen reduction to 273 numbers in front: in training that is done
 once, so it and its rival begin behind it; in materialising the rival reads raw vectors. `whitened_fused` trains on 8
 partitions of each user by attention.
 
@@ -33,7 +33,7 @@ from adapters.config import AdapterConfig, Form
 from adapters.experts import HybridExpertAdapter
 from adapters.fusion import InterestFusion
 from adapters.materialise import materialise_items
-from adapters.trained import Towers, TrainedAdapter, build_adapter
+from adapters.trained import Towers, TrainedAdapter, build_adapter, empty_norm
 from adapters.whitening import InputNorm
 
 DIM, BATCH, PARTITIONS = 384, 1024, 8
@@ -45,7 +45,7 @@ class PlainTowers(nn.Module):
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
-        width = config.components or DIM
+        width = read_width(config)
         hidden = (config.shared + config.dedicated) * config.expert_hidden
         self.user, self.item = (
             nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.out_dim)) for _ in range(2)
@@ -72,12 +72,22 @@ def config_of(form: Form) -> AdapterConfig:
     return AdapterConfig.model_validate({"form": form})
 
 
+def read_width(config: AdapterConfig) -> int:
+    """How many numbers the towers read of a text."""
+    return DIM if config.components is None else empty_norm(config, DIM).out_dim
+
+
 def adapter_of(config: AdapterConfig) -> HybridExpertAdapter:
     """The untrained adapter of a config, its norms fitted on random vectors."""
     rng = np.random.default_rng(0)
     norms = None
     if config.components is not None:
-        fitted = [InputNorm.whiten(rng.normal(size=(1000, DIM)), config.components, config.whitening) for _ in "ui"]
+        fitted = [
+            InputNorm.whiten(rng.normal(size=(1000, DIM)), config.components, config.whitening).beside(
+                rng.normal(size=(DIM, 1 + config.collaborative))
+            )
+            for _ in "ui"
+        ]
         norms = fitted[0], fitted[1]
     return build_adapter(config, DIM, DIM, norms)
 
@@ -100,13 +110,14 @@ def training_step(module: nn.Module, x_u: Tensor, x_i: Tensor) -> Callable[[], N
 def training_rates(batches: int, repeats: int) -> dict[str, float]:
     """Pairs per second by contestant."""
     torch.manual_seed(0)
-    raw, reduced = torch.randn(2, BATCH, DIM), torch.randn(2, BATCH, 256)
     whitened = config_of("whitened")
+    width = read_width(whitened)
+    raw, reduced = torch.randn(2, BATCH, DIM), torch.randn(2, BATCH, width)
 
     def normed(adapter: HybridExpertAdapter) -> nn.Module:
         # In training the frozen norm's output is computed once, so a step begins behind it.
         adapter.user_norm = adapter.item_norm = None
-        adapter.user_dim = adapter.item_dim = 256
+        adapter.user_dim = adapter.item_dim = width
         return adapter
 
     steps = {
@@ -116,7 +127,7 @@ def training_rates(batches: int, repeats: int) -> dict[str, float]:
         "whitened": training_step(normed(adapter_of(whitened)), *reduced),
         "whitened_mlp": training_step(PlainTowers(whitened), *reduced),
         "whitened_fused": training_step(
-            FusedTowers(adapter_of(whitened), 256), torch.randn(BATCH, PARTITIONS, 256), reduced[1]
+            FusedTowers(adapter_of(whitened), width), torch.randn(BATCH, PARTITIONS, width), reduced[1]
         ),
     }
 
