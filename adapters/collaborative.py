@@ -146,12 +146,12 @@ def foretelling(
     """
     count, dim = vectors.shape
     projection, explained = np.zeros((dim, targets.shape[1])), np.zeros(targets.shape[1])
-    folds = min(FOLDS, len(np.unique(entity)))
+    codes, place = np.unique(entity, return_inverse=True)
+    folds = min(FOLDS, len(codes))
     if folds < 2 or not trust.any():
         return projection, explained
     x = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     t = targets - (trust @ targets) / trust.sum()
-    codes, place = np.unique(entity, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(codes))[place] % folds
     grams, products = np.zeros((folds, dim, dim)), np.zeros((folds, dim, targets.shape[1]))
     for f in range(folds):

@@ -33,8 +33,13 @@ class CtrConfig(BaseModel, frozen=True, extra="forbid"):
 
 Form = Literal["whitened", "kar", "mindspore", "laser"]
 
-_RAW: dict[str, object] = {"components": None, "collaborative": 0}
-_KAR: dict[str, object] = {**_RAW, "linear_path": False, "knowledge_loss_weight": 0.0, "dedicated": 6}
+_KAR: dict[str, object] = {
+    "components": None,
+    "collaborative": 0,
+    "linear_path": False,
+    "knowledge_loss_weight": 0.0,
+    "dedicated": 6,
+}
 # What the published forms set, where the file does not say otherwise; `adapters.experts` describes them.
 _FORMS: dict[str, dict[str, object]] = {
     "kar": _KAR,

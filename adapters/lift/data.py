@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
+from adapters.collaborative import Side
 from adapters.samples import Samples, newest_before
 from warehouse.keys import DIGEST_BYTES
-
-Side = Literal["user", "item"]
 
 
 @dataclass(frozen=True)

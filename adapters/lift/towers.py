@@ -9,13 +9,15 @@ What a user's past items say is knowledge that any CTR model can join: the item 
 Every arm with item texts has these features, so arms differ in the texts only.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adapters.collaborative import Interactions, reduction
+from adapters.collaborative import Side as SideName
 from adapters.experts import HybridExpertAdapter
 from adapters.features import Knowledge
 from adapters.lift.arms import Known, Side
@@ -84,9 +86,16 @@ class CellKnowledge(Knowledge):
         # Where the dot products stand: those with the history's two means, and the one of both sides.
         self.dots = [user + 2 * out + 2, user + 3 * out + 4] if self.has_item else []
         self.dots += [self.dim - 1] if self.has_user and self.has_item else []
-        given_sides: dict[Literal["user", "item"], Side | None] = {"user": known.user, "item": known.item}
+        given_sides: dict[SideName, Side | None] = {"user": known.user, "item": known.item}
+        mask = np.zeros(len(samples), dtype=bool)
+        mask[train] = True
+
+        @cache
+        def interactions(rank: int) -> Interactions:
+            return Interactions.fit(samples, mask, rank, seed)
+
         tables = {
-            name: _reduced(side, name, samples, train, config, seed)
+            name: _reduced(side, name, mask, interactions, config, seed)
             for name, side in given_sides.items()
             if side is not None
         }
@@ -180,25 +189,28 @@ def _experts(user_dim: int, item_dim: int, config: TowerConfig) -> HybridExpertA
 
 
 def _reduced(
-    side: Side, name: Literal["user", "item"], samples: Samples, train: np.ndarray, config: TowerConfig, seed: int
+    side: Side,
+    name: SideName,
+    train: np.ndarray,
+    interactions: Callable[[int], Interactions],
+    config: TowerConfig,
+    seed: int,
 ) -> list[Tensor]:
     """Each table as [1 + rows, its share of the components and directions], or as it is where texts are read raw.
 
-    Row 0 is zero and stands for no text.
+    Row 0 is zero and stands for no text. `train` masks the samples that teach, `interactions` are theirs by rank.
     """
     if config.components is None:
         return [torch.from_numpy(np.concatenate([np.zeros_like(t[:1]), t])) for t in side.tables]
-    mask = np.zeros(len(samples), dtype=bool)
-    mask[train] = True
     reduced = []
     for place, (table, rows) in enumerate(zip(side.tables, side.rows, strict=True)):
         components = _share(config.components, len(side.tables), place)
         directions = _share(1 + config.collaborative, len(side.tables), place) if config.collaborative else 0
         full = np.zeros((1 + len(table), components + directions), dtype=np.float32)
-        row = rows[mask]
+        row = rows[train]
         if (row >= 0).any():
             # One of the directions is the mean label's.
-            known = Interactions.fit(samples, mask, directions - 1, seed) if directions else None
+            known = interactions(directions - 1) if directions else None
             norm, _ = reduction(known, name, table, row, min(components, table.shape[1]), config.whitening, seed)
             made = norm(torch.from_numpy(table.astype(np.float32, copy=False))).numpy()
             full[1:, : made.shape[1]] = made
