@@ -30,6 +30,7 @@ from warehouse.join import ids, microseconds
 from warehouse.ledger import Ledger
 from warehouse.reader import open as open_warehouse
 from warehouse.schemas import TIMESTAMP
+from warehouse.segments import segments
 from warehouse.sql import connect, parquet_view
 
 _VECTOR = pa.list_(pa.float32())
@@ -138,8 +139,8 @@ def stored_knowledge(root: Path) -> Stored:
     Raises WarehouseNotFound and UsageError as `lorestream.open` does, and UsageError when nothing was encoded.
     """
     made_by = open_warehouse(root).snapshot.lineage
-    files = Ledger(root).files
-    embeddings = sorted((root / "embeddings").glob("[!.]*.parquet"))
+    ledger = Ledger(root)
+    embeddings = segments(ledger, "embeddings")
     encoder = str(made_by.get("encoder_id", ""))
     with connect() as con:
         parquet_view(con, "embeddings", embeddings, pa.schema([("encoder_id", pa.string()), ("vector", _VECTOR)]))
@@ -149,8 +150,8 @@ def stored_knowledge(root: Path) -> Stored:
         raise UsageError(f"The warehouse {root} holds no {what}. Finish a `lorestream run` first.")
     versions = cast("Mapping[str, str]", made_by["prompt_versions"])
     return Stored(
-        requests=files("requests"),
-        knowledge=sorted((root / "knowledge").glob("[!.]*.parquet")),
+        requests=ledger.files("requests"),
+        knowledge=segments(ledger, "knowledge"),
         embeddings=embeddings,
         engine_id=str(made_by["engine_id"]),
         encoder_id=encoder,
@@ -158,10 +159,10 @@ def stored_knowledge(root: Path) -> Stored:
         prompt_versions=versions,
         # Snapshots of an older Lorestream do not name them; all kinds that were asked about are meant then.
         kinds=cast("Sequence[str]", made_by.get("kinds", list(versions))),
-        partitions=files("partitions"),
-        items=files("items"),
-        groups=files("groups"),
-        group_members=files("group_members"),
+        partitions=ledger.files("partitions"),
+        items=ledger.files("items"),
+        groups=ledger.files("groups"),
+        group_members=ledger.files("group_members"),
     )
 
 

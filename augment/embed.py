@@ -40,11 +40,13 @@ def embed_pending(
     encoder: TextEncoder,
     folder: Path,
     run: str,
+    *,
+    stored: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> EmbedReport:
     """Vectors for the `ok` texts of `engine_id`, and imported ones, that have none of this encoder; under `folder`.
 
-    The encoder is loaded only when there is something to do.
+    `stored` is called after every segment. The encoder is loaded only when there is something to do.
     """
     with connect() as con:
         parquet_view(con, "requests", requests, REQUESTS)
@@ -75,6 +77,7 @@ def embed_pending(
         rows = _rows(piece, vectors, encoder)
         write_table(folder / f"{run}-{segments:05d}.parquet", rows)
         segments += 1
+        stored()
         if progress:
             done = start + piece.num_rows
             progress(done, pending.num_rows, done / max(time.monotonic() - started, 1e-3))

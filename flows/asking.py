@@ -121,7 +121,7 @@ def call_engine(run: Run, progress: StageProgress) -> int:
             run.clock,
             meter=meter,
             gate=run.gate,
-            stored=run.save,
+            stored=run.keep_segment,
             progress=lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
         )
     _count(run, made)

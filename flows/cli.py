@@ -475,6 +475,10 @@ def gc(
         float | None,
         Parameter(help="How long what was given up stays for readers, instead of `snapshots.grace_hours`."),
     ] = None,
+    forget_lost: Annotated[
+        bool,
+        Parameter(negative="", help="Give up texts and vectors whose files are gone: a run asks for them again."),
+    ] = False,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
@@ -483,7 +487,7 @@ def gc(
     from flows.garbage import remove_garbage
 
     given = {} if grace_hours is None else {"snapshots.grace_hours": grace_hours}
-    print_result(remove_garbage(load_config(config, given), dry_run), json)
+    print_result(remove_garbage(load_config(config, given), dry_run, forget_lost=forget_lost), json)
 
 
 def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, object]:

@@ -184,9 +184,9 @@ def _accept(
 
 def _store(run: Run, source: Path, accepted: Accepted, faults: Iterable[ImportFault]) -> None:
     """Texts first: a request without a text would be asked, a text without a request waits for the next import."""
-    if accepted.knowledge.num_rows:
-        write_table(run.root / "knowledge" / f"{run.name}-import.parquet", accepted.knowledge)
     add: dict[str, list[str | Path]] = {}
+    if accepted.knowledge.num_rows:
+        add["knowledge"] = [write_table(run.root / "knowledge" / f"{run.name}-import.parquet", accepted.knowledge).path]
     if accepted.requests.num_rows:
         add["requests"] = [write_table(run.file("requests", "import"), accepted.requests).path]
     erased = read_erased(run.root)

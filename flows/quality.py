@@ -4,6 +4,7 @@ from flows.config import Config
 from warehouse.answers import answers_view
 from warehouse.ledger import existing_ledger
 from warehouse.schemas import REQUESTS
+from warehouse.segments import segments
 from warehouse.sql import connect, parquet_view
 
 _SAMPLE_CHARS = 240
@@ -16,7 +17,7 @@ def quality_report(config: Config, samples: int) -> dict[str, object]:
     """
     ledger = existing_ledger(config.root)
     with connect() as con:
-        answers_view(con, sorted((config.root / "knowledge").glob("[!.]*.parquet")))
+        answers_view(con, segments(ledger, "knowledge"))
         parquet_view(con, "requests", ledger.files("requests"), REQUESTS)
         con.execute(
             "CREATE TEMP TABLE judged AS SELECT status, reason, text, attempt, r.kind, r.entity_id "

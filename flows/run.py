@@ -32,6 +32,7 @@ from prompts.scenario import load_scenario
 from warehouse.labels import parse_rule
 from warehouse.ledger import Ledger, existing_ledger
 from warehouse.names import catalogue_names
+from warehouse.segments import record_segments, segments
 from warehouse.sources import SourceFile
 from warehouse.workingcopy import WorkingCopy
 
@@ -71,6 +72,11 @@ class Run:
                 yield
             finally:
                 self._copy = None
+
+    def keep_segment(self) -> None:
+        """Have the ledger name the texts or vectors just written, and `save` them."""
+        record_segments(self.ledger, self.clock())
+        self.save()
 
     def save(self) -> None:
         """Put what is finished into the store, if there is one: from then on the loss of this machine loses none."""
@@ -119,8 +125,8 @@ class Run:
 
     @property
     def knowledge_files(self) -> list[Path]:
-        """Every finished segment: existence is the record."""
-        return sorted((self.root / "knowledge").glob("[!.]*.parquet"))
+        """Every finished segment of texts. Raises LostSegments."""
+        return segments(self.ledger, "knowledge")
 
     @property
     def pending(self) -> pa.Table:
@@ -167,7 +173,8 @@ class Run:
 
     @property
     def embedding_files(self) -> list[Path]:
-        return sorted((self.root / "embeddings").glob("[!.]*.parquet"))
+        """Every finished segment of vectors. Raises LostSegments."""
+        return segments(self.ledger, "embeddings")
 
     @property
     def prompt_versions(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ from warehouse.erased import read_erased
 from warehouse.inputs import IngestReport, ingest_behaviours
 from warehouse.manifest import publish as publish_tables
 from warehouse.schemas import FEATURES, ITEM_VERSIONS, USER_VERSIONS
+from warehouse.segments import record_segments
 from warehouse.snapshot import read_inputs, read_manifest, write_inputs
 from warehouse.store import FileRef, read_table, write_table
 
@@ -42,6 +43,8 @@ def ingest(run: Run) -> None:
     inputs, base, now = run.config.inputs, run.config.base, run.clock()
     limit, erased = inputs.max_rejected_fraction, read_erased(run.root)
     _note_unfinished_erasures(run)
+    # What a killed run paid for; and where something paid for is gone, a run ends here.
+    record_segments(run.ledger, now)
     with run.timed("ingest"):
         # Items and users stay in memory until everything was checked, so that a refused input leaves nothing behind.
         items = ingest_items(
@@ -146,12 +149,12 @@ def encode(run: Run, progress: StageProgress) -> None:
             run.encoder,
             run.root / "embeddings",
             f"{run.name}-{secrets.token_hex(2)}",
-            lambda done, total, rate: progress.update("encode", done, total, rate, "texts"),
+            stored=run.keep_segment,
+            progress=lambda done, total, rate: progress.update("encode", done, total, rate, "texts"),
         )
     if made.texts:
         run.report.texts_encoded += made.texts
         run.report.texts_per_s = made.texts_per_s
-    run.save()
 
 
 def adapt(run: Run) -> None:

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import duckdb
 import orjson
+import pyarrow.parquet as pq
 
 from warehouse import catalog
 from warehouse.erased import FOLDER, SCHEMA_VERSION, add_erased, pieces, read_erased
@@ -29,6 +30,7 @@ from warehouse.garbage import collect_garbage
 from warehouse.keys import digest, erased_digest
 from warehouse.ledger import Ledger
 from warehouse.rewrite import Rows, rewrite, rows_where
+from warehouse.segments import TABLES, segments
 from warehouse.snapshot import Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.sql import connect
 from warehouse.store import FileRef, read_json, replacing, write_json
@@ -44,9 +46,6 @@ from warehouse.traces import (
 
 # Whatever the clocks say that dated the garbage, it is old enough.
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
-
-# Tables whose files are the record: a row of theirs stands or falls with its request.
-_BY_KEY = ("knowledge", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,14 @@ def survey_erasure(root: Path, subjects: Subjects, columns: IdColumns) -> Survey
     """What `erase` would find now. Nothing is written."""
     ledger, manifest = Ledger(root), read_manifest(root)
     with connect() as con:
-        open_traces(con, ledger, _by_key(root, "knowledge"), subjects)
+        open_traces(con, ledger, segments(ledger, "knowledge"), subjects)
         rows = {table: rows_where(con, ledger.files(table), where) for table, where in CONDITIONS.items()}
         rows["rejected"] = rejected_rows(ledger.files("rejected"), subjects, columns.user, columns.item)
         features = {
             table: rows_where(con, _all_files(root, manifest, table), where, grown=True)
             for table, where in feature_conditions(subjects).items()
         }
-        texts = {table: _orphans(con, root, table) for table in _BY_KEY}
+        texts = {table: _orphans(con, ledger, table) for table in TABLES}
         groups = concerned_groups(con)
         [(anew,)] = con.execute(
             "SELECT count(*) FROM doomed WHERE entity_id NOT IN (FROM erased_users UNION ALL FROM erased_items)"
@@ -139,7 +138,7 @@ def erase(
     path, report = _begun(root, subjects, survey, now)
     _rewrite_tables(root, subjects, survey, path.stem, now)
     report["snapshot"] = _rewrite_features(root, survey, path.stem, now)
-    _drop_texts(root, subjects)
+    _drop_texts(root, subjects, path.stem, now)
     # Superseded files and those of retired snapshots may name the erased: no grace for whoever reads them still.
     collect_garbage(root, keep=len(read_manifest(root).snapshots), grace=timedelta(0), now=_END_OF_TIME)
     settle()
@@ -275,17 +274,25 @@ def _cleaned(
     )
 
 
-def _drop_texts(root: Path, subjects: Subjects) -> None:
+def _drop_texts(root: Path, subjects: Subjects, erasure: str, now: datetime) -> None:
     """Rewrite, each in one step, the files of knowledge and embeddings that hold rows of requests that are gone.
 
-    Lines of batch files that somebody left in the warehouse go the same way.
+    Where no row would be left the ledger gives up the file instead, which is garbage from then on. Lines of batch files
+    that somebody left in the warehouse go as well.
     """
     ledger = Ledger(root)
     with connect() as con:
-        open_traces(con, ledger, _by_key(root, "knowledge"), subjects)
-        for table in _BY_KEY:
-            for path, rows in _orphans(con, root, table).items():
-                rewrite(path, path, rows)
+        open_traces(con, ledger, segments(ledger, "knowledge"), subjects)
+        remove: dict[str, list[str | Path]] = {}
+        for table in TABLES:
+            named = set(ledger.files(table))
+            for path, rows in _orphans(con, ledger, table).items():
+                if path in named and len(rows) == pq.read_metadata(path).num_rows:
+                    remove.setdefault(table, []).append(path)
+                else:
+                    rewrite(path, path, rows)
+        if remove:
+            ledger.commit("erase", add={}, remove=remove, stats={"erasure": int(erasure)}, now=now)
         batches = sorted(root.rglob("[!.]*.jsonl"))
         if batches:
             live = {key for (key,) in con.execute("SELECT request_key FROM live_keys").fetchall()}
@@ -329,17 +336,14 @@ def _snapshots_with(root: Path, manifest: Manifest, files: Collection[Path]) -> 
     ]
 
 
-def _by_key(root: Path, table: str) -> list[Path]:
-    return sorted((root / table).glob("[!.]*.parquet"))
-
-
-def _orphans(con: duckdb.DuckDBPyConnection, root: Path, table: str) -> dict[Path, Rows]:
+def _orphans(con: duckdb.DuckDBPyConnection, ledger: Ledger, table: str) -> dict[Path, Rows]:
     """Rows of knowledge or embeddings whose request goes or is gone.
 
     A text without any request (of an interrupted import) cannot be told from one of the erased, so it goes as well; the
     next import of its file brings it again.
     """
-    return rows_where(con, _by_key(root, table), "request_key NOT IN (SELECT request_key FROM live_keys)", grown=True)
+    condition = "request_key NOT IN (SELECT request_key FROM live_keys)"
+    return rows_where(con, segments(ledger, table), condition, grown=True)
 
 
 def _pools_of(con: duckdb.DuckDBPyConnection, ledger: Ledger) -> list[Path]:

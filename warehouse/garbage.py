@@ -1,7 +1,7 @@
 """Garbage collection: files that no record refers to, and snapshots that retention has given up.
 
-Records are the manifest, the ledger, and, for texts, vectors, adapters and spending, the existence of the file. What
-is in none of the folders that writers write to is nobody's garbage and stays.
+Records are the manifest, the ledger, and, for adapters, spending and new segments of texts and vectors, the existence
+of the file. What is in none of the folders that writers write to is nobody's garbage and stays.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 from warehouse.ledger import Ledger
 from warehouse.retention import retire
 from warehouse.schemas import FEATURES
+from warehouse.segments import MERGED, TABLES
 from warehouse.snapshot import INPUTS_FOLDER, Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.store import find_temporary
 
@@ -23,7 +24,7 @@ LEDGER_FOLDERS = frozenset(
         *("groups", "group_members", "item_factors", "pools"),
     }
 )
-# Where a file counts because it exists.
+# Where a file counts because it exists, or may do so.
 RECORD_FOLDERS = frozenset({"ledger", "knowledge", "embeddings", "adapters", "spending"})
 
 
@@ -108,22 +109,16 @@ def _garbage(root: Path, manifest: Manifest, former: set[str]) -> Iterator[tuple
     for path in sorted((root / INPUTS_FOLDER).glob("[!.]*.json")):
         if path.relative_to(root).as_posix() not in inputs:
             yield path, "inputs of no snapshot", None
-    commits = Ledger(root).commits()
-    live: dict[str, set[str]] = {}
-    dropped: dict[str, datetime] = {}
-    for commit in commits:
-        for table, paths in commit.remove.items():
-            live.setdefault(table, set()).difference_update(paths)
-            dropped.update(dict.fromkeys(paths, commit.created_at))
-        for table, paths in commit.add.items():
-            live.setdefault(table, set()).update(paths)
-    recorded = {path for paths in live.values() for path in paths}
-    named_folders = {path.split("/")[0] for commit in commits for paths in commit.add.values() for path in paths}
-    for path in _files(root, sorted((LEDGER_FOLDERS | named_folders) - RECORD_FOLDERS - {"features"})):
+    ledger = Ledger(root)
+    dropped = ledger.dropped()
+    named_in = {path for commit in ledger.commits() for paths in commit.add.values() for path in paths}
+    folders = LEDGER_FOLDERS | {path.split("/")[0] for path in named_in} - RECORD_FOLDERS - {"features"}
+    for path in _files(root, sorted(folders | set(TABLES))):
         name = path.relative_to(root).as_posix()
-        if name not in recorded:
-            reason = "superseded" if name in dropped else "in no commit"
-            yield path, reason, dropped.get(name) or _modified(path)
+        if name in dropped:
+            yield path, "superseded", dropped[name]
+        elif name not in named_in and (name.split("/")[0] not in TABLES or path.name.startswith(MERGED)):
+            yield path, "in no commit", _modified(path)
 
 
 def _named(snapshots: Iterable[Snapshot]) -> set[str]:

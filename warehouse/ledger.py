@@ -57,6 +57,11 @@ class Ledger:
 
         Raises CorruptWarehouse when one is missing or unreadable, UsageError when a newer Lorestream wrote it.
         """
+        if self._commits:
+            # They are made one after the other, so only the next ones can be new.
+            while self._path(len(self._commits) + 1).exists():
+                self._commits.append(self._read(len(self._commits) + 1))
+            return list(self._commits)
         numbers = sorted(int(path.stem) for path in (self.root / FOLDER).glob("*.json") if path.stem.isdigit())
         if numbers != list(range(1, len(numbers) + 1)):
             absent = next(n for n, found in enumerate(numbers, start=1) if n != found)
@@ -64,14 +69,25 @@ class Ledger:
                 f"{self._path(absent)} is missing, although later commits exist. Restore it from a backup: without it "
                 "nobody knows which files make up the tables."
             )
-        for number in numbers[len(self._commits) :]:
-            self._commits.append(self._read(number))
+        self._commits += [self._read(number) for number in numbers]
         return list(self._commits)
 
     def files(self, table: str) -> list[Path]:
         """Absolute paths of the live files of `table`, in the order they were added; none if it has no commit."""
         root = self.root.resolve()
         return [root / path for path in self._live(table)]
+
+    def dropped(self) -> dict[str, datetime]:
+        """Files (relative to the warehouse) that were removed from all tables they were in, and when."""
+        live: dict[str, set[str]] = {}
+        dropped: dict[str, datetime] = {}
+        for commit in self.commits():
+            for table, paths in commit.remove.items():
+                live.setdefault(table, set()).difference_update(paths)
+                dropped.update(dict.fromkeys(paths, commit.created_at))
+            for table, paths in commit.add.items():
+                live.setdefault(table, set()).update(paths)
+        return {path: at for path, at in dropped.items() if not any(path in paths for paths in live.values())}
 
     def commit(
         self,

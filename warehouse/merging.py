@@ -3,8 +3,8 @@
 One commit of the ledger puts merged files in the place of their parts, which stay until `warehouse.garbage` has waited
 for their readers. A kill before it leaves a merged file that no commit names, and that the next call writes again.
 
-Texts and vectors are left as they are: there a file counts because it exists, so nothing could put one in the place of
-others in one step. Left out are also open partitions (a file per bucket, all written anew by a run) and pools.
+Left out are open partitions (a file per bucket, all written anew by a run), pools, and segments of texts and vectors
+that no commit has named yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from warehouse.keys import digest
 from warehouse.ledger import Ledger
+from warehouse.segments import MERGED
+from warehouse.segments import TABLES as SEGMENTED
 from warehouse.snapshot import read_inputs, read_manifest, replace_inputs
 from warehouse.sql import reading_stored
 from warehouse.store import ROW_GROUP_ROWS, TableWriter
@@ -23,6 +25,7 @@ from warehouse.store import ROW_GROUP_ROWS, TableWriter
 TABLES = (
     *("behaviours", "items", "users", "rejected", "partitions", "requests"),
     *("groups", "group_members", "item_factors"),
+    *SEGMENTED,
 )
 
 _MB = 1_000_000
@@ -92,7 +95,7 @@ def _small_tail(ledger: Ledger, table: str, target: int) -> list[Path]:
 
 def _merge(folder: Path, batch: Sequence[Path]) -> Path:
     """The file that holds the rows of `batch`, named by what it is made of."""
-    out = folder / f"merged-{digest([path.name for path in batch])[:16]}.parquet"
+    out = folder / f"{MERGED}{digest([path.name for path in batch])[:16]}.parquet"
     with reading_stored(batch), TableWriter(out, pq.read_schema(batch[0])) as writer:
         held: list[pa.RecordBatch] = []
         for path in batch:

@@ -9,6 +9,7 @@ from warehouse.erase import erasures
 from warehouse.inputs import REJECTED
 from warehouse.ledger import Ledger, existing_ledger
 from warehouse.schemas import BEHAVIOURS, ITEM_VERSIONS, PARTITIONS, REQUESTS
+from warehouse.segments import segments
 from warehouse.snapshot import read_manifest
 from warehouse.sql import connect, parquet_view
 from warehouse.store import read_json
@@ -32,7 +33,7 @@ def warehouse_status(root: Path) -> dict[str, object]:
             "rejected": REJECTED,
         }.items():
             parquet_view(con, name, ledger.files(name), schema)
-        answers_view(con, sorted((root / "knowledge").glob("[!.]*.parquet")))
+        answers_view(con, segments(ledger, "knowledge"))
         counts = con.sql(
             """
             SELECT (SELECT count(*) FROM behaviours) AS events,

@@ -15,6 +15,7 @@ from warehouse.answers import IMPORTED, answers_view
 from warehouse.keys import digest, texts_digest
 from warehouse.ledger import Ledger
 from warehouse.schemas import GROUP_MEMBERS, GROUPS, REQUESTS, Rung, embeddings_schema
+from warehouse.segments import segments
 from warehouse.sql import moment, parquet_view, quote, records
 
 Record = dict[str, Any]
@@ -54,8 +55,8 @@ class Provenance:
         for name, schema in (("requests", REQUESTS), ("groups", GROUPS), ("group_members", GROUP_MEMBERS)):
             parquet_view(con, f"stored_{name}", ledger.files(name), schema)
             con.execute(f"CREATE TEMP VIEW {name} AS FROM stored_{name} WHERE created_at <= {made_at}")
-        answers_view(con, sorted((root / "knowledge").glob("[!.]*.parquet")), until=row["created_at"])
-        parquet_view(con, "embeddings", sorted((root / "embeddings").glob("[!.]*.parquet")), embeddings_schema(1))
+        answers_view(con, segments(ledger, "knowledge"), until=row["created_at"])
+        parquet_view(con, "embeddings", segments(ledger, "embeddings"), embeddings_schema(1))
         engine, versions = lineage.get("engine_id"), lineage.get("prompt_versions", {})
         if engine is None:
             own = records(

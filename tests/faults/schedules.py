@@ -42,6 +42,8 @@ from warehouse.garbage import collect_garbage
 from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock
 from warehouse.merging import merge_internal
+from warehouse.segments import TABLES as SEGMENTED
+from warehouse.segments import segments
 from warehouse.snapshot import read_manifest
 from warehouse.store import read_table
 
@@ -170,11 +172,11 @@ def _try_the_door(root: Path) -> None:
 
 
 def counted_on(root: Path) -> list[Path]:
-    """Every file that the ledger, the manifest, or its mere existence makes part of the warehouse."""
+    """Every file that the ledger or the manifest names."""
     ledger = Ledger(root)
     named = {path for table in _tables(ledger) for path in ledger.files(table)}
     named |= {root / ref.path for s in read_manifest(root).snapshots for refs in s.tables.values() for ref in refs}
-    return sorted(named | {*root.glob("knowledge/[!.]*.parquet"), *root.glob("embeddings/[!.]*.parquet")})
+    return sorted(named)
 
 
 def _tables(ledger: Ledger) -> set[str]:
@@ -185,8 +187,7 @@ def content(root: Path) -> dict[str, list[str]]:
     """The rows of every table without their provenance, sorted; those of the current snapshot for public tables."""
     ledger = Ledger(root)
     files = {table: ledger.files(table) for table in _tables(ledger)}
-    files["knowledge"] = sorted(root.glob("knowledge/[!.]*.parquet"))
-    files["embeddings"] = sorted(root.glob("embeddings/[!.]*.parquet"))
+    files |= {table: segments(ledger, table) for table in SEGMENTED}
     snapshot = read_manifest(root).current_snapshot()
     assert snapshot is not None
     files |= {table: snapshot.files(root, table) for table in snapshot.tables}
@@ -243,7 +244,7 @@ def run_schedule(
 
 def _stored(root: Path) -> list[str]:
     """The calls that were finished."""
-    files = sorted(root.glob("knowledge/[!.]*.parquet"))
+    files = segments(Ledger(root), "knowledge")
     return list(read_table(files, None, ["request_key"])["request_key"].to_pylist()) if files else []
 
 

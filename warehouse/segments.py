@@ -1,0 +1,79 @@
+"""Texts and vectors, written in segments: a segment counts from the moment it exists, and soon the ledger names it.
+
+    paths = segments(ledger, "knowledge")
+    record_segments(ledger, now)           # after each one is written, and what a killed writer left
+
+What is paid for must not depend on a second write, so a segment that no commit names yet counts as well, unless it was
+merged from others (`warehouse.merging`) and the commit that puts it in their place was never made. Once a commit names
+it, its absence is told: otherwise its calls would be made, and paid, again without a word.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+from warehouse.errors import CorruptWarehouse
+from warehouse.ledger import Ledger
+
+TABLES = ("knowledge", "embeddings")
+MERGED = "merged-"
+
+
+class LostSegments(CorruptWarehouse):
+    """Files of texts or vectors that the ledger names are gone."""
+
+    def __init__(self, lost: list[Path]) -> None:
+        self.lost = lost
+        named = str(lost[0]) if len(lost) == 1 else f"{lost[0]} and {len(lost) - 1} more"
+        super().__init__(
+            f"{named} {'is' if len(lost) == 1 else 'are'} missing, although the warehouse counts on "
+            f"{'it' if len(lost) == 1 else 'them'}. Restore from a backup. If there is none, "
+            "`lorestream gc --forget-lost` gives up what is gone, and the next run makes, and pays for, it again."
+        )
+
+
+def segments(ledger: Ledger, table: str) -> list[Path]:
+    """The files of `table` (one of TABLES), absolute, by name. Raises LostSegments."""
+    named = ledger.files(table)
+    found = _present(ledger, table)
+    lost = [path for path in named if path not in found]
+    if lost:
+        raise LostSegments(lost)
+    return sorted({*named, *_unnamed(ledger, table, found)})
+
+
+def record_segments(ledger: Ledger, now: datetime) -> None:
+    """One commit that names the segments which no commit has named yet; none where there is none. Raises LostSegments.
+
+    Call it under the writer lock.
+    """
+    add: dict[str, list[str | Path]] = {}
+    for table in TABLES:
+        named = set(ledger.files(table))
+        new = [path for path in segments(ledger, table) if path not in named]
+        if new:
+            add[table] = list(new)
+    if add:
+        ledger.commit("segments", add=add, now=now)
+
+
+def give_up_lost(ledger: Ledger, now: datetime, dry_run: bool = False) -> list[Path]:
+    """The segments that the ledger names and that are gone; afterwards it names them no more. Under the writer lock."""
+    remove: dict[str, list[str | Path]] = {}
+    lost: list[Path] = []
+    for table in TABLES:
+        found = _present(ledger, table)
+        if gone := [path for path in ledger.files(table) if path not in found]:
+            remove[table] = list(gone)
+            lost += gone
+    if remove and not dry_run:
+        ledger.commit("forget", add={}, remove=remove, now=now)
+    return lost
+
+
+def _present(ledger: Ledger, table: str) -> set[Path]:
+    return set((ledger.root.resolve() / table).glob("[!.]*.parquet"))
+
+
+def _unnamed(ledger: Ledger, table: str, found: set[Path]) -> set[Path]:
+    dropped = {ledger.root.resolve() / path for path in ledger.dropped()}
+    return {path for path in found if path not in dropped and not path.name.startswith(MERGED)}
