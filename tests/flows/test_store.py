@@ -43,7 +43,6 @@ Tables = dict[str, list[str]]
 
 @pytest.fixture
 def url() -> str:
-    pytest.importorskip("fsspec")
     return f"memory://{uuid.uuid4().hex}/warehouse"
 
 
