@@ -45,7 +45,7 @@ class KnowingBackbone(nn.Module):
         self.places = list(self.net.feature_index)  # type: ignore[arg-type]
         self.fusion = InterestFusion(text_dim, candidate_dim=text_dim)
         self.adapter = HybridExpertAdapter(
-            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1]
+            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1], linear_path=True
         )
         self.adapter.require_width(FIELD)
 

@@ -40,7 +40,7 @@ class KnowingModel(nn.Module):
         self.item = nn.Embedding(items + 1, FIELD, padding_idx=0)
         self.fusion = InterestFusion(text_dim, candidate_dim=text_dim)
         self.adapter = HybridExpertAdapter(
-            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1]
+            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1], linear_path=True
         )
         self.adapter.require_width(FIELD)
         self.deep = nn.Sequential(nn.Linear(3 * FIELD + 3, 64), nn.ReLU(), nn.Linear(64, 1))
