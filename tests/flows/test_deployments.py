@@ -30,11 +30,23 @@ def prefect(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+def run_deployment(environment: dict[str, str], name: str, *parameters: str) -> None:
+    """Raises AssertionError unless the run ends as completed."""
+    prefect(environment, "deployment", "run", name, *parameters, "--watch", "--watch-interval", "1")
+
+
 def test_refresh_backfill_and_compact_deploy_and_run(tmp_path: Path, prefect_environment: dict[str, str]) -> None:
     config = open_shop(tmp_path, users=2)
     root = load_config(config).root
     prepare_warehouse(root)
-    environment = {**prefect_environment, "LORESTREAM_HOME": str(ROOT), "LORESTREAM_CONFIG": str(config)}
+    environment = {
+        **prefect_environment,
+        "LORESTREAM_HOME": str(ROOT),
+        "LORESTREAM_CONFIG": str(config),
+        # By default the worker looks every 10 seconds, and vLLM starts a process of its own, as in the end-to-end test.
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
     prefect(environment, "work-pool", "create", "lorestream", "--type", "process")
     prefect(environment, "--no-prompt", "deploy", "--all")
     with (tmp_path / "worker.log").open("w") as log:
@@ -48,13 +60,14 @@ def test_refresh_backfill_and_compact_deploy_and_run(tmp_path: Path, prefect_env
         try:
             # The shop opens on 2025-01-01; partitions are sealed in hours 1 (three items) and 4 of it.
             hours = ["start=2025-01-01T00:00:00Z", "end=2025-01-01T03:00:00Z"]
-            prefect(environment, "deployment", "run", "backfill/backfill", "-p", hours[0], "-p", hours[1], "--watch")
+            run_deployment(environment, "backfill/backfill", "-p", hours[0], "-p", hours[1])
             assert warehouse_status(root)["knowledge"] == 2 + 3, (tmp_path / "worker.log").read_text()
-            prefect(environment, "deployment", "run", "refresh/refresh", "--watch")
-            prefect(environment, "deployment", "run", "compact/compact", "--watch")
+            run_deployment(environment, "refresh/refresh")
+            run_deployment(environment, "compact/compact")
         finally:
-            worker.terminate()
-            worker.wait(timeout=60)
+            # Not by SIGTERM, which the worker passes on to itself as a SIGINT: a shell's background jobs ignore those.
+            worker.kill()
+            worker.wait()
     status = warehouse_status(root)
     assert (status["knowledge"], status["requests_pending"]) == (4 + 5, 0)
     assert [commit.kind for commit in Ledger(root).commits()].count("generate") == 2
