@@ -4,11 +4,19 @@ from collections import Counter
 from pathlib import Path
 
 import lorestream
+from augment.engine.scripted import ScriptedEngine
 from flows.config import load_config
+from flows.run import Run
 from flows.setup import prepare_warehouse
 from tests.flows.shop import open_shop
+from tests.flows.shop import run_once as run_shop
 
 GROUPS = "[groups]\nmin_size = 1\nmax_users = 2\nmax_items = 2\nfeatures = 'cooccurrence'\n"
+
+
+def run_once(shop: Path, scripted: ScriptedEngine | None = None) -> Run:
+    """A run without Prefect and with a quick encoder: what is asked does not hang on vectors."""
+    return run_shop(shop, scripted, quick=True)
 
 
 def shop_with(folder: Path, settings: str, users: int = 3, events_each: int = 9) -> Path:

@@ -13,8 +13,8 @@ from flows.asking import plan
 from flows.config import load_config
 from flows.interchange import export_requests, import_knowledge
 from flows.run import Run
-from tests.flows.repertoire import GROUPS, rungs, shop_with
-from tests.flows.shop import event, run_once, write_events
+from tests.flows.repertoire import GROUPS, run_once, rungs, shop_with
+from tests.flows.shop import event, write_events
 from warehouse.errors import InputError, UsageError
 from warehouse.ledger import Ledger
 

@@ -17,8 +17,8 @@ from flows.config import load_config
 from flows.factors import propose_factors
 from flows.quality import quality_report
 from flows.run import Run
-from tests.flows.repertoire import GROUPS, rungs, shop_with
-from tests.flows.shop import SILENT, event, open_run, run_once, scripted_engine, write_events, write_items
+from tests.flows.repertoire import GROUPS, run_once, rungs, shop_with
+from tests.flows.shop import SILENT, event, open_run, scripted_engine, write_events, write_items
 from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
 from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS, TIMESTAMP
