@@ -1,6 +1,8 @@
 """Joint mode: the embeddings of a warehouse as samples of a torch Dataset, each as of its own time.
 
     dataset = lorestream.KnowledgeDataset.open("warehouse", impressions, columns=["label"])
+    user_norm, item_norm = dataset.fit_norms()                     # on training samples; others get the same
+    adapter = HybridExpertAdapter(dataset.dim, dataset.dim, user_norm=user_norm, item_norm=item_norm)
     for batch in DataLoader(dataset, batch_size=256, shuffle=True):
         user, known = fusion(*partitions_of(batch), batch["item"], batch["has_item"])      # InterestFusion
         a_u, a_i = adapter(user, batch["item"])                                            # HybridExpertAdapter
@@ -24,6 +26,7 @@ from torch.utils.data import Dataset
 from adapters.knowledge import EntityVectors, Stored, item_vectors, user_vectors
 from adapters.samples import newest_before
 from adapters.texts import Partitions, TextTensors, UserTexts
+from adapters.whitening import InputNorm
 from warehouse.errors import UsageError
 from warehouse.frame import Frame, as_arrow
 from warehouse.join import ids, microseconds
@@ -109,6 +112,18 @@ class KnowledgeDataset(Dataset[dict[str, Tensor]]):
             columns=columns,
             max_partitions=max_partitions,
         )
+
+    # The defaults are those of `AdapterConfig`.
+    def fit_norms(self, components: int = 256, power: float = 0.25) -> tuple[InputNorm, InputNorm]:
+        """Whitening and reduction to put in front of an adapter's user and item tower, [b, d] -> [b, components].
+
+        Fitted on the texts that these samples read and on no others: call it on the dataset of the training samples.
+        `power` is that of `InputNorm.whiten`. Raises InputError when no sample has a text of its user, or of its item.
+        """
+        item_row = np.unique(self.item_row.numpy())
+        texts = self.user_texts.vectors[self.user_texts.used()], self.item_vectors[item_row[item_row >= 0]]
+        user, item = (InputNorm.whiten(side.numpy(), min(components, self.dim), power) for side in texts)
+        return user, item
 
     def __len__(self) -> int:
         return len(self.item_row)

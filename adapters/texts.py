@@ -98,6 +98,16 @@ class TextTensors:
     def __len__(self) -> int:
         return len(self.first)
 
+    def used(self) -> np.ndarray:
+        """Positions in `vectors` of the texts that at least one row may use, ascending. int64 [n]."""
+        # How many rows use a partition, out of where their ranges begin and end.
+        changes = torch.zeros_like(self.sealed)
+        one = torch.ones_like(self.first)
+        changes.index_add_(0, self.first, one).index_add_(0, self.last, one, alpha=-1)
+        partitions = changes.cumsum(0) > 0
+        texts = np.unique(torch.cat([self.summary[partitions], self.shift[partitions]]).cpu().numpy())
+        return np.asarray(texts[texts >= 0])
+
     def gather(self, rows: Tensor, length: int | None = None) -> Partitions:
         """The partitions of `rows` [b], oldest first, padded behind to the longest or to `length`."""
         first, last = self.first[rows], self.last[rows]

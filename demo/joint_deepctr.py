@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from adapters.backbone import load_library
 from adapters.joint import partitions_of
-from demo.joint_torch import FIELD, HISTORY, Batch, train_jointly
+from demo.joint_torch import FIELD, HISTORY, Batch, Norms, train_jointly
 from lorestream import HybridExpertAdapter, InterestFusion
 
 
 class KnowingBackbone(nn.Module):
     """Logits [b] of the library's `backbone` over item id, liked history and both augment vectors with their flags."""
 
-    def __init__(self, backbone: str, items: int, text_dim: int) -> None:
+    def __init__(self, backbone: str, items: int, norms: Norms) -> None:
         super().__init__()
+        text_dim = norms[0].in_dim
         # Like `import deepctr_torch`, without its call to PyPI.
         load_library()
         from deepctr_torch import models
@@ -43,7 +44,9 @@ class KnowingBackbone(nn.Module):
             self.net = getattr(models, backbone)(columns, columns, **options)
         self.places = list(self.net.feature_index)  # type: ignore[arg-type]
         self.fusion = InterestFusion(text_dim, candidate_dim=text_dim)
-        self.adapter = HybridExpertAdapter(text_dim, text_dim, dedicated=2, out=FIELD)
+        self.adapter = HybridExpertAdapter(
+            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1], linear_path=True
+        )
         self.adapter.require_width(FIELD)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -67,7 +70,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     _, reached = train_jointly(
-        given.folder, lambda items, dim: KnowingBackbone(given.backbone, items, dim), given.epochs
+        given.folder, lambda items, norms: KnowingBackbone(given.backbone, items, norms), given.epochs
     )
     print(f"{given.backbone}, AUC on the newest fifth of the events: {reached:.4f}")
 

@@ -20,22 +20,28 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from adapters.joint import partitions_of
 from adapters.measures import auc
 from adapters.samples import newest_before
+from adapters.whitening import InputNorm
 from lorestream import HybridExpertAdapter, InterestFusion, KnowledgeDataset
 
 FIELD = 32
 HISTORY = 10
 
 Batch = dict[str, Tensor]
+# Of the user's and the item's texts.
+Norms = tuple[InputNorm, InputNorm]
 
 
 class KnowingModel(nn.Module):
     """Logits [b] of an MLP over the item's id, the user's and the item's augment vector, and what is missing."""
 
-    def __init__(self, items: int, text_dim: int) -> None:
+    def __init__(self, items: int, norms: Norms) -> None:
         super().__init__()
+        text_dim = norms[0].in_dim
         self.item = nn.Embedding(items + 1, FIELD, padding_idx=0)
         self.fusion = InterestFusion(text_dim, candidate_dim=text_dim)
-        self.adapter = HybridExpertAdapter(text_dim, text_dim, dedicated=2, out=FIELD)
+        self.adapter = HybridExpertAdapter(
+            text_dim, text_dim, dedicated=2, out=FIELD, user_norm=norms[0], item_norm=norms[1], linear_path=True
+        )
         self.adapter.require_width(FIELD)
         self.deep = nn.Sequential(nn.Linear(3 * FIELD + 3, 64), nn.ReLU(), nn.Linear(64, 1))
 
@@ -104,9 +110,9 @@ def predict(model: nn.Module, dataset: KnowledgeDataset, batch_size: int = 4096)
     return np.asarray(made.numpy())
 
 
-def train_jointly(folder: Path, make: Callable[[int, int], nn.Module], epochs: int) -> tuple[nn.Module, float]:
-    """The model that `make` builds of (items, text width), fitted on the older four fifths of the events in `folder`,
-    and its AUC on the newest."""
+def train_jointly(folder: Path, make: Callable[[int, Norms], nn.Module], epochs: int) -> tuple[nn.Module, float]:
+    """The model that `make` builds of (items, norms), fitted on the older four fifths of the events in `folder`, and
+    its AUC on the newest."""
     samples, items = read_samples(folder / "inputs" / "behaviours.parquet")
     cut = samples.num_rows * 4 // 5
     columns = ["label", "item_code", "history"]
@@ -115,7 +121,7 @@ def train_jointly(folder: Path, make: Callable[[int, int], nn.Module], epochs: i
         for part in (samples.slice(0, cut), samples.slice(cut))
     )
     torch.manual_seed(0)
-    model = make(items, train.dim)
+    model = make(items, train.fit_norms())
     fit(model, train, epochs)
     return model, auc(test.columns["label"].numpy(), predict(model, test))
 

@@ -9,8 +9,8 @@ from prefect import flow
 
 from flows.config import Config, load_config
 from flows.garbage import remove_garbage
-from flows.refresh import stage_task
 from flows.run import utc_now
+from flows.tasks import stage_task
 from flows.writing import writing
 from warehouse.compaction import compact as merge_files
 from warehouse.merging import merge_internal

@@ -9,8 +9,9 @@ from prefect import flow
 from augment.scope import Scope
 from flows import stages
 from flows.config import load_config
-from flows.refresh import publish, stage_task
+from flows.refresh import publish
 from flows.run import closing_run
+from flows.tasks import stage_task
 
 fit_adapter = stage_task(stages.fit_adapter)
 

@@ -21,9 +21,10 @@ POCKET_LLM = Path(__file__).parents[1] / "demo" / "weights"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the longest tests begin: at the end they would keep one core busy and the other idle."""
+    """Files with the longest tests begin, then larger files: last, they would keep one core busy and the other idle."""
     first = {item.path for item in items if item.get_closest_marker("flow") or item.get_closest_marker("faults")}
-    items.sort(key=lambda item: item.path not in first)
+    size = {path: path.stat().st_size for path in {item.path for item in items}}
+    items.sort(key=lambda item: (item.path not in first, -size[item.path]))
 
 
 @pytest.fixture(scope="session")

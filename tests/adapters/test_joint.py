@@ -14,7 +14,8 @@ from adapters.fusion import InterestFusion
 from adapters.joint import KnowledgeDataset, partitions_of
 from adapters.knowledge import EntityVectors
 from adapters.texts import UserTexts
-from warehouse.errors import UsageError
+from adapters.whitening import InputNorm
+from warehouse.errors import InputError, UsageError
 from warehouse.schemas import ALWAYS, TIMESTAMP
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -87,6 +88,18 @@ samples_of = st.lists(
 )
 
 
+def samples_table(samples: list[tuple[str, str, int]]) -> pa.Table:
+    """Samples at quarters of a day, so that many lie exactly on a boundary; labelled by their position."""
+    return pa.table(
+        {
+            "user_id": [user for user, _, _ in samples],
+            "item_id": [item for _, item, _ in samples],
+            "ts": pa.array([START + timedelta(days=q / 4) for _, _, q in samples], TIMESTAMP),
+            "label": [float(n) for n in range(len(samples))],
+        }
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(histories=histories, samples=samples_of, most=st.integers(1, 4))
 def test_a_sample_sees_what_was_sealed_strictly_before_it_and_nothing_later(
@@ -95,16 +108,9 @@ def test_a_sample_sees_what_was_sealed_strictly_before_it_and_nothing_later(
     # i0 has facts from the beginning and new ones on day 3; i1 has some from day 5 on.
     item_days = [("i0", -1000), ("i0", 3), ("i1", 5)]
     items = known_of([i for i, _ in item_days], [START + timedelta(days=d) for _, d in item_days], [True] * 3, None)
-    # Quarters of a day, so that many samples lie exactly on a boundary.
-    table = pa.table(
-        {
-            "user_id": [user for user, _, _ in samples],
-            "item_id": [item for _, item, _ in samples],
-            "ts": pa.array([START + timedelta(days=q / 4) for _, _, q in samples], TIMESTAMP),
-            "label": [float(n) for n in range(len(samples))],
-        }
+    dataset = KnowledgeDataset(
+        users_of(histories), items, samples_table(samples), columns=["label"], max_partitions=most
     )
-    dataset = KnowledgeDataset(users_of(histories), items, table, columns=["label"], max_partitions=most)
     batch = dataset[list(range(len(samples)))]
     assert len(dataset) == len(samples)
     assert batch["summary"].shape == batch["shift"].shape == (len(samples), most, DIM)
@@ -127,6 +133,31 @@ def test_a_sample_sees_what_was_sealed_strictly_before_it_and_nothing_later(
         one = dataset[n]
         assert all(torch.equal(one[name], batch[name][n]) for name in batch)
         assert float(batch["label"][n]) == n
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories=histories, samples=samples_of, most=st.integers(1, 3), seed=st.integers(0, 99))
+def test_norms_are_fitted_on_the_texts_that_the_samples_read_and_on_no_others(
+    histories: Histories, samples: list[tuple[str, str, int]], most: int, seed: int
+) -> None:
+    users = users_of(histories)
+    assert users.texts is not None
+    rng = np.random.default_rng(seed)
+    users.texts.vectors[:] = rng.normal(size=users.texts.vectors.shape)
+    items = known_of(["i0", "i0", "i1"], [START + timedelta(days=d) for d in (0, 3, 5)], [True] * 3, None)
+    dataset = KnowledgeDataset(users, items, samples_table(samples), max_partitions=most)
+    batch = dataset[list(range(len(samples)))]
+    read = [batch[f"{kind}"][batch[f"has_{kind}"]] for kind in ("summary", "shift")]
+    expected = torch.cat(read).unique(dim=0), batch["item"][batch["has_item"]].unique(dim=0)
+    if any(len(side) == 0 for side in expected):
+        with pytest.raises(InputError, match="no training sample has knowledge"):
+            dataset.fit_norms()
+        return
+    for norm, side in zip(dataset.fit_norms(), expected, strict=True):
+        assert (norm.in_dim, norm.out_dim) == (DIM, DIM)
+        whole = InputNorm.whiten(side.numpy(), DIM, 0.25)
+        torch.testing.assert_close(norm.mean, whole.mean)
+        torch.testing.assert_close(norm.projection, whole.projection, rtol=1e-3, atol=1e-4)
 
 
 def tiny(**options: object) -> KnowledgeDataset:

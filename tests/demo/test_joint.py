@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -17,8 +19,8 @@ from warehouse.errors import UsageError
 
 MODELS = {
     "torch": KnowingModel,
-    "DIN": lambda items, dim: KnowingBackbone("DIN", items, dim),
-    "DCNMix": lambda items, dim: KnowingBackbone("DCNMix", items, dim),
+    "DIN": lambda items, norms: KnowingBackbone("DIN", items, norms),
+    "DCNMix": lambda items, norms: KnowingBackbone("DCNMix", items, norms),
 }
 
 
@@ -43,7 +45,7 @@ def knowledge_of(folder: Path) -> KnowledgeDataset:
 def test_an_example_trains_fusion_and_adapter_inside_its_model(folder: Path, name: str) -> None:
     dataset = knowledge_of(folder)
     torch.manual_seed(0)
-    model = MODELS[name](5, dataset.dim)
+    model = MODELS[name](5, dataset.fit_norms())
     modules: dict[str, nn.Module] = {"fusion": model.fusion, "adapter": model.adapter}
     before = {n: {k: t.clone() for k, t in m.state_dict().items()} for n, m in modules.items()}
     losses = fit(model, dataset, epochs=8, batch_size=16)
@@ -52,13 +54,37 @@ def test_an_example_trains_fusion_and_adapter_inside_its_model(folder: Path, nam
         assert any(not torch.equal(t, before[part][k]) for k, t in module.state_dict().items()), part
     told = predict(model, dataset)
     assert np.isfinite(told).all()
-    dataset.item_vectors += 1.0
-    assert not np.allclose(predict(model, dataset), told)
+    assert np.array_equal(predict(model, dataset), told)
+    # Every item speaks of another.
+    dataset.item_vectors = dataset.item_vectors.roll(1, dims=0)
+    assert not np.array_equal(predict(model, dataset), told)
 
 
 def test_an_example_measures_itself_on_the_newest_events(folder: Path) -> None:
     _, reached = train_jointly(folder, KnowingModel, epochs=1)
     assert 0.0 <= reached <= 1.0
+
+
+def test_norms_of_an_example_know_nothing_of_the_events_that_it_is_measured_on(folder: Path, tmp_path: Path) -> None:
+    samples, _ = read_samples(folder / "inputs" / "behaviours.parquet")
+    events = samples.drop_columns(["label", "item_code", "history"])
+    cut = events.num_rows * 4 // 5
+    other = events.slice(cut).to_pylist()
+    changed = [{**row, "user_id": "0", "item_id": "0", "value": 6.0 - row["value"]} for row in other]
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "warehouse").symlink_to(folder / "warehouse")
+    pq.write_table(
+        pa.concat_tables([events.slice(0, cut), pa.Table.from_pylist(changed, events.schema)]),
+        tmp_path / "inputs" / "behaviours.parquet",
+    )
+    norms = []
+    for place in (folder, tmp_path):
+        model, _ = train_jointly(place, KnowingModel, epochs=0)
+        assert isinstance(model, KnowingModel)
+        norms.append([model.adapter.user_norm.state_dict(), model.adapter.item_norm.state_dict()])
+    for before, after in zip(*norms, strict=True):
+        assert before["projection"].any()
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_warehouse_is_read_as_of_each_samples_time(folder: Path) -> None:

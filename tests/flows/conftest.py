@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="session")
+# A server that has nothing to do takes a few percent of a core: it ends with the module that needs it.
+@pytest.fixture(scope="module")
 def prefect_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables of a process that talks to a running server."""
     with socket.socket() as probe:

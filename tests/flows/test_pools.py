@@ -9,7 +9,8 @@ from augment.engine.scripted import ScriptedEngine
 from augment.speculation.pool import CorruptPool, RetrievalPool
 from flows.cli import call
 from flows.config import load_config
-from tests.flows.shop import event, open_shop, run_once, scripted_engine, write_events
+from tests.flows.repertoire import run_once
+from tests.flows.shop import event, open_shop, scripted_engine, write_events
 from warehouse.ledger import Ledger
 from warehouse.schemas import KNOWLEDGE
 from warehouse.status import warehouse_status

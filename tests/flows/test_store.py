@@ -9,13 +9,16 @@ import uuid
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
+import pyarrow.parquet as pq
 import pytest
 
 import lorestream
 from flows import refresh as refreshing
 from flows.backfill import backfill
 from flows.cli import call
+from flows.compact import merge_small_files
 from flows.config import load_config
 from flows.erase import erase_entities
 from flows.garbage import remove_garbage
@@ -35,7 +38,7 @@ from warehouse.lock import LOCK_NAME, TURN_NAME
 from warehouse.numbered import newest
 from warehouse.objects import FsspecObjects
 from warehouse.status import warehouse_status
-from warehouse.storeindex import newest_index
+from warehouse.storeindex import Index, newest_index
 from warehouse.workingcopy import FOLDERS, RECORD_NAME
 
 Tables = dict[str, list[str]]
@@ -43,7 +46,6 @@ Tables = dict[str, list[str]]
 
 @pytest.fixture
 def url() -> str:
-    pytest.importorskip("fsspec")
     return f"memory://{uuid.uuid4().hex}/warehouse"
 
 
@@ -67,6 +69,13 @@ def initialised(folder: Path, url: str) -> Path:
     prepare_warehouse(load_config(config).root)
     assert call(["sync", "--config", str(config), "--json"]) == 0
     return config
+
+
+def index_of(url: str) -> Index:
+    """What the store holds now."""
+    index = newest_index(FsspecObjects(url), url)
+    assert index is not None
+    return index
 
 
 def download(url: str, into: Path) -> Path:
@@ -235,8 +244,7 @@ def test_all_that_runs_leave_is_in_the_store_and_garbage_leaves_it_too(tmp_path:
     for night in range(NIGHTS):
         begin_night(config, night)
         run_night(config, tmp_path / "bill")
-    index = newest_index(objects, url)
-    assert index is not None
+    index = index_of(url)
     here = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     # But for what is of one place.
     assert here - index.files.keys() == {LOCK_NAME, TURN_NAME, "features.duckdb", RECORD_NAME}
@@ -249,14 +257,53 @@ def test_all_that_runs_leave_is_in_the_store_and_garbage_leaves_it_too(tmp_path:
     assert {name for folder in FOLDERS for name in objects.sizes(folder)} == before
     assert remove_garbage(loaded)["by_reason"]
     after = {name for folder in FOLDERS for name in objects.sizes(folder)}
-    index = newest_index(objects, url)
-    assert index is not None
+    index = index_of(url)
     assert after == index.objects()
     # Superseded open partitions, the snapshot before, and the stray object; the manifest is another.
     assert len(before - after) > 3
     fresh = new_machine(tmp_path / "fresh", url)
     assert call(["sync", "--config", str(fresh)]) == 0
     assert content(load_config(fresh).root) == content(root)
+
+
+def test_what_one_machine_compacts_all_others_read_and_its_parts_leave_the_store_as_garbage(
+    tmp_path: Path, url: str
+) -> None:
+    config, objects = initialised(tmp_path / "m", url), FsspecObjects(url)
+    root, bill = load_config(config).root, tmp_path / "bill"
+    for night in range(NIGHTS):
+        begin_night(config, night)
+        run_night(config, bill)
+    late = new_machine(tmp_path / "late", url)
+    assert call(["sync", "--config", str(late)]) == 0
+    events = pq.read_table(config.parent / "inputs" / "behaviours.parquet")
+    tables, joined, calls = content(root), lorestream.open(root).join(events).to_arrow(), len(billed(bill))
+    before = index_of(url)
+
+    report = merge_small_files(load_config(config))
+    internal = cast("dict[str, dict[str, int]]", report["internal"])
+    assert report["merged"] == 2
+    assert {"behaviours", "partitions", "requests"} <= internal.keys()
+    assert all(files["after"] < files["before"] for files in internal.values())
+    # Who reads the parts may go on for a while.
+    merged = index_of(url)
+    assert before.files.keys() < merged.files.keys()
+
+    remove_garbage(load_config(config, {"snapshots.keep": 1, "snapshots.grace_hours": 0.0}))
+    after = index_of(url)
+    gone = {Path(name).parts[0] for name in merged.files.keys() - after.files.keys()}
+    assert gone >= {"features", *internal}
+    assert {name for folder in FOLDERS for name in objects.sizes(folder)} == after.objects()
+
+    readers = lorestream.open(url, cache=tmp_path / "cache")
+    assert readers.current_snapshot == report["snapshot"]
+    assert readers.join(events).to_arrow().equals(joined)
+    for machine in (late, new_machine(tmp_path / "fresh", url)):
+        begin_night(machine, NIGHTS - 1)
+        assert run_night(machine, bill).report.snapshot == report["snapshot"]
+        assert content(load_config(machine).root) == tables
+        assert lorestream.open(load_config(machine).root).join(events).to_arrow().equals(joined)
+    assert len(billed(bill)) == calls
 
 
 def test_what_is_wrong_with_a_store_is_said_in_one_line(

@@ -1,5 +1,6 @@
 """Reading the public tables of a store through a cache."""
 
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -162,6 +163,11 @@ def test_a_place_without_a_warehouse_is_refused(tmp_path: Path, store_url: str) 
     ("place", "message"), [("file:///x", "plain path"), ("nonsense://x", "nonsense.*cannot be opened")]
 )
 def test_a_url_that_will_not_do_is_refused(place: str, message: str) -> None:
-    pytest.importorskip("fsspec")
     with pytest.raises(UsageError, match=message):
         lorestream.open(place)
+
+
+def test_without_fsspec_a_url_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UsageError, match=r"memory://x needs fsspec: pip install 'lorestream\[objects\]'"):
+        lorestream.open("memory://x")

@@ -104,7 +104,6 @@ class AtomicObjects(FsspecObjects):
 
 def test_of_machines_that_begin_at_once_one_writes(tmp_path: Path) -> None:
     """Each of the others is told so, or comes when the one before it has ended."""
-    pytest.importorskip("fsspec")
     url = f"memory://{tmp_path.name}"
     inside, most, ends = 0, 0, []
     guard, start = threading.Lock(), threading.Barrier(6)
@@ -170,7 +169,6 @@ class LosingAnswers(FsspecObjects):
 
 @pytest.mark.parametrize("asks_again", [True, False])
 def test_a_claim_whose_answer_was_lost_holds(asks_again: bool, tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
     objects = LosingAnswers(f"memory://{tmp_path.name}-{asks_again}")
     objects.asks_again = asks_again
     claim(objects, "index", 1, b"mine")
@@ -189,7 +187,6 @@ class PassingOver(FsspecObjects):
 
 
 def test_a_store_that_passes_over_conditions_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("fsspec")
     objects = PassingOver(f"memory://{tmp_path.name}")
     with lease(objects, "memory://x", "me", "here"):
         assert not objects.exclusive
@@ -206,7 +203,6 @@ class LookingFirst(FsspecObjects):
 
 
 def test_without_conditional_writes_a_claim_that_was_written_over_is_noticed(tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
     objects = LookingFirst(f"memory://{tmp_path.name}")
     objects.exclusive = False
     with pytest.raises(FileExistsError):

@@ -27,7 +27,6 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def url() -> str:
-    pytest.importorskip("fsspec")
     return f"memory://{uuid.uuid4().hex}/warehouse"
 
 
@@ -132,7 +131,6 @@ def test_whatever_dies_when_the_store_goes_from_whole_state_to_whole_state(
     steps: list[tuple[str, str, int, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two machines in turn, each of whose sessions may die at a request. What a third finds is what a push left."""
-    pytest.importorskip("fsspec")
     folder, url = tmp_path_factory.mktemp("machines"), f"memory://{uuid.uuid4().hex}"
     put(folder / "a", "ledger/00000001.json", b"{}")
     WorkingCopy(folder / "a", url, FsspecObjects(url)).push()
@@ -442,6 +440,8 @@ def test_an_endpoint_where_nobody_answers_is_named(
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    # By default botocore and s3fs both ask again, with pauses.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         session(tmp_path, s3_url)
