@@ -10,6 +10,8 @@ from flows.report import RunReport
 from tests.flows.shop import START, WEIGHTS, event, run_once
 from warehouse.ledger import Ledger
 from warehouse.schemas import BEHAVIOURS
+from warehouse.segments import TABLES as SEGMENTED
+from warehouse.segments import segments
 from warehouse.snapshot import read_manifest
 from warehouse.store import read_table
 
@@ -133,8 +135,7 @@ def stored_rows(root: Path) -> dict[str, list[dict[str, object]]]:
         name: read_table(ledger.files(name), None)
         for name in sorted({table for commit in ledger.commits() for table in commit.add} - {"pools"})
     }
-    for name in ("knowledge", "embeddings"):
-        tables[name] = read_table(sorted((root / name).glob("*.parquet")), None)
+    tables |= {name: read_table(segments(ledger, name), None) for name in SEGMENTED}
     snapshot = read_manifest(root).current_snapshot()
     assert snapshot is not None
     for name in snapshot.tables:

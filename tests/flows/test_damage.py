@@ -1,5 +1,6 @@
 """A damaged or absent warehouse: every verb says which file it is and what to do, and none shows a traceback."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from flows.cli import call
 from tests.flows.shop import event, open_shop, run_once, write_events
 from warehouse.errors import CorruptWarehouse
+from warehouse.segments import LostSegments
+from warehouse.status import warehouse_status
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,23 @@ def test_a_run_names_the_damaged_file(shop: Path, table: str) -> None:
     file = damage_one(shop, table, cut_short)
     with pytest.raises(CorruptWarehouse, match=rf"{file} .*from a backup"):
         run_once(shop)
+
+
+@pytest.mark.parametrize("table", ["knowledge", "embeddings"])
+def test_what_was_lost_is_told_and_made_again_once_it_was_given_up(
+    shop: Path, capfd: pytest.CaptureFixture[str], table: str
+) -> None:
+    before = run_once(shop)
+    calls, texts = warehouse_status(before.root)["knowledge"], before.report.texts_encoded
+    file = damage_one(shop, table, Path.unlink)
+    with pytest.raises(LostSegments, match=rf"{file} is missing"):
+        run_once(shop)
+    assert call(["gc", "--forget-lost", "--json", "--config", str(shop)]) == 0
+    assert json.loads(capfd.readouterr().out)["forgotten"] == [str(file)]
+    again = run_once(shop)
+    assert warehouse_status(again.root)["knowledge"] == calls
+    assert again.report.calls > 0 if table == "knowledge" else again.report.texts_encoded > 0
+    assert (again.report.calls, texts) != (calls, 0), "only what was lost is made again"
 
 
 def test_a_lost_manifest_is_named(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:

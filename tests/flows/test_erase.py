@@ -84,7 +84,7 @@ def test_no_byte_of_an_erased_user_is_left_and_nobody_elses_row_changes(shop: Pa
         # The parts stay for whoever reads them, and have to go all the same.
         merged = merge_small_files(load_config(shop))["internal"]
         assert isinstance(merged, dict)
-        assert {"requests", "partitions"} <= merged.keys()
+        assert {"requests", "partitions", "knowledge", "embeddings"} <= merged.keys()
     before = stored_rows(root_of(shop))
     # Erasure wins over pins.
     pin(root_of(shop), read_manifest(root_of(shop)).snapshots[1].snapshot_id)
@@ -263,6 +263,8 @@ def test_a_text_that_two_users_share_stays_for_the_other(shop: Path) -> None:
         ]
     erase_entities(load_config(shop), ["u8"], [])
     assert not [row for row in stored_rows(root_of(shop))["knowledge"] if row["request_key"] == key]
+    # Theirs was the only text of its segment, which is gone and not missed.
+    assert run_talking(shop)[1] == 0
 
 
 def twin(item: int, hour: int, user: str = "u7") -> dict[str, object]:

@@ -283,7 +283,7 @@ def test_what_one_machine_compacts_all_others_read_and_its_parts_leave_the_store
     report = merge_small_files(load_config(config))
     internal = cast("dict[str, dict[str, int]]", report["internal"])
     assert report["merged"] == 2
-    assert {"behaviours", "partitions", "requests"} <= internal.keys()
+    assert {"behaviours", "partitions", "requests", "knowledge", "embeddings"} <= internal.keys()
     assert all(files["after"] < files["before"] for files in internal.values())
     # Who reads the parts may go on for a while.
     merged = index_of(url)
