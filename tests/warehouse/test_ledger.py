@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -114,7 +115,7 @@ def test_a_damaged_commit_is_named(tmp_path: Path) -> None:
 
 def test_a_commit_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ledger").mkdir()
-    (tmp_path / "ledger" / "00000001.json").write_text('{"schema_version": 2}')
+    (tmp_path / "ledger" / "00000001.json").write_text('{"schema_version": 3}')
     with pytest.raises(UsageError, match="Upgrade Lorestream"):
         Ledger(tmp_path).files("items")
 
@@ -124,3 +125,13 @@ def test_a_ledger_of_version_1_still_loads() -> None:
     assert commit.kind == "ingest"
     assert commit.add == {"behaviours": ("behaviours/00000001.parquet",)}
     assert commit.created_at == NOW
+
+
+def test_an_older_lorestream_refuses_only_a_warehouse_where_a_text_file_stays_for_its_readers(tmp_path: Path) -> None:
+    texts, requests = touch(tmp_path, "knowledge/1.parquet", "requests/1.parquet")
+    ledger = Ledger(tmp_path)
+    ledger.commit("segments", {"knowledge": [texts], "requests": [requests]}, now=NOW)
+    ledger.commit("compact", {}, remove={"requests": [requests]}, now=NOW)
+    ledger.commit("compact", {}, remove={"knowledge": [texts]}, now=NOW)
+    written = [json.loads(path.read_text())["schema_version"] for path in sorted((tmp_path / "ledger").iterdir())]
+    assert written == [1, 1, 2]
