@@ -14,6 +14,9 @@ __all__ = ["s3_endpoint", "s3_url", "short_leases", "store_url"]
 
 # OpenMP reads this when torch is first imported. Threads that spin at barriers make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker for each processor: more threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
