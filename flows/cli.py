@@ -189,7 +189,7 @@ def lift(
     arms: Annotated[
         str | None, Parameter(help="Comma-separated arms; the wrong_ and stale_ ones only if named.")
     ] = None,
-    seeds: Annotated[int | None, Parameter(help="How many seeds.")] = None,
+    seeds: Annotated[int | None, Parameter(validator=Number(gte=1), help="How many seeds.")] = None,
     users: Annotated[int | None, Parameter(help="A random sample of so many users.")] = None,
     train_users: Annotated[int | None, Parameter(help="Of these, so many whose events may teach.")] = None,
     workers: Annotated[
@@ -508,8 +508,13 @@ def _params(make: Callable[..., Params], **values: object) -> Params:
     try:
         return make(**values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'parameters'}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"{faults}. See `lorestream --help`.") from error
+        # That a list is short of its faulty member is no news.
+        faults = [fault for fault in error.errors() if fault["type"] != "too_short"] or error.errors()
+        said = "; ".join(
+            f"{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}" if fault["loc"] else f"parameters: {fault['msg']}"
+            for fault in faults
+        )
+        raise UsageError(f"{said}. See `lorestream --help`.") from error
 
 
 def _complain(message: str) -> None:

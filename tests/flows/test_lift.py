@@ -93,3 +93,19 @@ def test_a_warehouses_lift_measures_the_adapter_that_its_configuration_names() -
     assert configured.ctr == CtrConfig.model_validate({n: getattr(adapter, n) for n in CtrConfig.model_fields})
     assert configured.ctr.learning_rate == adapter.learning_rate
     assert (configured.history_length, configured.seeds) == (adapter.history_length, (4,))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--arms", "base,nonsense", "arms = 'nonsense': Input should be 'base_unmasked'"),
+        ("--protocols", "nonsense", "protocols = 'nonsense': Input should be 'kar'"),
+        ("--users", "3", "users = 3: Input should be greater"),
+        ("--seeds", "0", 'Invalid value "0" for --seeds'),
+    ],
+)
+def test_a_matrix_that_cannot_be_is_refused_with_the_value(
+    capfd: pytest.CaptureFixture[str], option: str, value: str, said: str
+) -> None:
+    assert call(["lift", option, value]) == 2
+    assert said in capfd.readouterr().err
