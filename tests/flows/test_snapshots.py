@@ -102,6 +102,8 @@ def test_compaction_changes_no_row_and_the_next_runs_do_what_they_would_have_don
         "behaviours": {"before": 2, "after": 1},
         "partitions": {"before": 3, "after": 1},
         "requests": {"before": 2, "after": 1},
+        "knowledge": {"before": 2, "after": 1},
+        "embeddings": {"before": 2, "after": 1},
     }
     assert lorestream.open(config.root).join(events).to_arrow().equals(before)
     looked_at: list[pa.Table | None] = []
