@@ -1,5 +1,6 @@
 # make demo: the whole pipeline on the bundled synthetic world.   make demo SHORT=1: the same on fewer users.
 # make test: lint, types and tests.   Both make the environment in .venv first; a second call reuses it.
+# make install: that environment alone.
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: help install demo test lint test-slow clean
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 install: $(STAMP)
 
@@ -27,7 +28,9 @@ $(STAMP):
 	@command -v $(PYTHON) >/dev/null || { echo "Lorestream needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about 5 GB, some minutes; only the first time)"
-	@$(BIN)/pip install -q --no-deps '$(TORCH)' 2>/dev/null || $(BIN)/pip install -q --no-deps --index-url $(CPU_INDEX) '$(TORCH)'
+	@$(BIN)/pip install -q --no-deps '$(TORCH)' || { \
+		echo "not from the configured index; trying $(CPU_INDEX)"; \
+		$(BIN)/pip install -q --no-deps --index-url $(CPU_INDEX) '$(TORCH)'; }
 	@$(BIN)/pip install -q --no-deps -r requirements/cpu.txt
 	@# By path: a reader's folder named warehouse/ would hide our package from setuptools' other way.
 	@$(BIN)/pip install -q --no-deps --no-build-isolation --config-settings editable_mode=compat -e .

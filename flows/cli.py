@@ -508,13 +508,12 @@ def _params(make: Callable[..., Params], **values: object) -> Params:
     try:
         return make(**values)
     except ValidationError as error:
-        # That a list is short of its faulty member is no news.
-        faults = [fault for fault in error.errors() if fault["type"] != "too_short"] or error.errors()
-        said = "; ".join(
-            f"{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}" if fault["loc"] else f"parameters: {fault['msg']}"
-            for fault in faults
+        # Where a fault lies between several parameters, its message names the values.
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" if e["loc"] else f"parameters: {e['msg']}"
+            for e in error.errors()
         )
-        raise UsageError(f"{said}. See `lorestream --help`.") from error
+        raise UsageError(f"{faults}. See `lorestream --help`.") from error
 
 
 def _complain(message: str) -> None:

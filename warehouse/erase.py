@@ -30,7 +30,8 @@ from warehouse.garbage import collect_garbage
 from warehouse.keys import digest, erased_digest
 from warehouse.ledger import Ledger
 from warehouse.rewrite import Rows, rewrite, rows_where
-from warehouse.segments import TABLES, segments
+from warehouse.schemas import SEGMENTED
+from warehouse.segments import segments
 from warehouse.snapshot import Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.sql import connect
 from warehouse.store import FileRef, read_json, replacing, write_json
@@ -99,7 +100,7 @@ def survey_erasure(root: Path, subjects: Subjects, columns: IdColumns) -> Survey
             table: rows_where(con, _all_files(root, manifest, table), where, grown=True)
             for table, where in feature_conditions(subjects).items()
         }
-        texts = {table: _orphans(con, ledger, table) for table in TABLES}
+        texts = {table: _orphans(con, ledger, table) for table in SEGMENTED}
         groups = concerned_groups(con)
         [(anew,)] = con.execute(
             "SELECT count(*) FROM doomed WHERE entity_id NOT IN (FROM erased_users UNION ALL FROM erased_items)"
@@ -284,7 +285,7 @@ def _drop_texts(root: Path, subjects: Subjects, erasure: str, now: datetime) -> 
     with connect() as con:
         open_traces(con, ledger, segments(ledger, "knowledge"), subjects)
         remove: dict[str, list[str | Path]] = {}
-        for table in TABLES:
+        for table in SEGMENTED:
             named = set(ledger.files(table))
             for path, rows in _orphans(con, ledger, table).items():
                 if path in named and len(rows) == pq.read_metadata(path).num_rows:

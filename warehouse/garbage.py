@@ -12,8 +12,8 @@ from pathlib import Path
 
 from warehouse.ledger import Ledger
 from warehouse.retention import retire
-from warehouse.schemas import FEATURES
-from warehouse.segments import MERGED, TABLES
+from warehouse.schemas import FEATURES, SEGMENTED
+from warehouse.segments import MERGED
 from warehouse.snapshot import INPUTS_FOLDER, Manifest, Snapshot, read_manifest, write_manifest
 from warehouse.store import find_temporary
 
@@ -25,7 +25,7 @@ LEDGER_FOLDERS = frozenset(
     }
 )
 # Where a file counts because it exists, or may do so.
-RECORD_FOLDERS = frozenset({"ledger", "knowledge", "embeddings", "adapters", "spending"})
+RECORD_FOLDERS = frozenset({"ledger", *SEGMENTED, "adapters", "spending"})
 
 
 @dataclass
@@ -113,11 +113,11 @@ def _garbage(root: Path, manifest: Manifest, former: set[str]) -> Iterator[tuple
     dropped = ledger.dropped()
     named_in = {path for commit in ledger.commits() for paths in commit.add.values() for path in paths}
     folders = LEDGER_FOLDERS | {path.split("/")[0] for path in named_in} - RECORD_FOLDERS - {"features"}
-    for path in _files(root, sorted(folders | set(TABLES))):
+    for path in _files(root, sorted(folders | set(SEGMENTED))):
         name = path.relative_to(root).as_posix()
         if name in dropped:
             yield path, "superseded", dropped[name]
-        elif name not in named_in and (name.split("/")[0] not in TABLES or path.name.startswith(MERGED)):
+        elif name not in named_in and (name.split("/")[0] not in SEGMENTED or path.name.startswith(MERGED)):
             yield path, "in no commit", _modified(path)
 
 

@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from warehouse.errors import CorruptWarehouse, LorestreamError, WarehouseNotFound
+from warehouse.schemas import SEGMENTED
 from warehouse.store import create, json_bytes, read_json
 
 SCHEMA_VERSION = 2
-# Version 1 counted every file of these that exists: it must not open a warehouse where one stays for its readers only.
-_EXISTENCE_COUNTED = frozenset({"knowledge", "embeddings"})
 FOLDER = "ledger"
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -172,7 +171,8 @@ def existing_ledger(root: Path) -> Ledger:
 
 def _to_json(commit: Commit) -> dict[str, object]:
     return {
-        "schema_version": SCHEMA_VERSION if _EXISTENCE_COUNTED & commit.remove.keys() else 1,
+        # Version 1 counts every segment that exists: it must not open a warehouse where one stays for its readers only.
+        "schema_version": SCHEMA_VERSION if commit.remove.keys() & set(SEGMENTED) else 1,
         "kind": commit.kind,
         "created_at": commit.created_at.isoformat(),
         "add": commit.add,

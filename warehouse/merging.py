@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from warehouse.keys import digest
 from warehouse.ledger import Ledger
+from warehouse.schemas import SEGMENTED
 from warehouse.segments import MERGED
-from warehouse.segments import TABLES as SEGMENTED
 from warehouse.snapshot import read_inputs, read_manifest, replace_inputs
 from warehouse.sql import reading_stored
 from warehouse.store import ROW_GROUP_ROWS, TableWriter

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+# Tables of texts and vectors, whose files count before the ledger names them: see `warehouse.segments`.
+SEGMENTED = ("knowledge", "embeddings")
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 # "Always valid". Not datetime.min: pandas' nanosecond clock starts in 1677, and a cast must not overflow downstream.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from warehouse.errors import CorruptWarehouse
 from warehouse.ledger import Ledger
+from warehouse.schemas import SEGMENTED
 
-TABLES = ("knowledge", "embeddings")
 MERGED = "merged-"
 
 
@@ -32,13 +32,8 @@ class LostSegments(CorruptWarehouse):
 
 
 def segments(ledger: Ledger, table: str) -> list[Path]:
-    """The files of `table` (one of TABLES), absolute, by name. Raises LostSegments."""
-    named = ledger.files(table)
-    found = _present(ledger, table)
-    lost = [path for path in named if path not in found]
-    if lost:
-        raise LostSegments(lost)
-    return sorted({*named, *_unnamed(ledger, table, found)})
+    """The files of `table` (one of SEGMENTED), absolute, by name. Raises LostSegments."""
+    return sorted([*_named(ledger, table), *_unnamed(ledger, table)])
 
 
 def record_segments(ledger: Ledger, now: datetime) -> None:
@@ -46,34 +41,38 @@ def record_segments(ledger: Ledger, now: datetime) -> None:
 
     Call it under the writer lock.
     """
-    add: dict[str, list[str | Path]] = {}
-    for table in TABLES:
-        named = set(ledger.files(table))
-        new = [path for path in segments(ledger, table) if path not in named]
-        if new:
-            add[table] = list(new)
+    for table in SEGMENTED:
+        _named(ledger, table)
+    add = {table: sorted(new) for table in SEGMENTED if (new := _unnamed(ledger, table))}
     if add:
         ledger.commit("segments", add=add, now=now)
 
 
 def give_up_lost(ledger: Ledger, now: datetime, dry_run: bool = False) -> list[Path]:
     """The segments that the ledger names and that are gone; afterwards it names them no more. Under the writer lock."""
-    remove: dict[str, list[str | Path]] = {}
-    lost: list[Path] = []
-    for table in TABLES:
-        found = _present(ledger, table)
-        if gone := [path for path in ledger.files(table) if path not in found]:
-            remove[table] = list(gone)
-            lost += gone
+    remove = {table: lost for table in SEGMENTED if (lost := _lost(ledger, table))}
     if remove and not dry_run:
         ledger.commit("forget", add={}, remove=remove, now=now)
-    return lost
+    return [path for lost in remove.values() for path in lost]
+
+
+def _named(ledger: Ledger, table: str) -> list[Path]:
+    """The segments that the ledger names. Raises LostSegments."""
+    if lost := _lost(ledger, table):
+        raise LostSegments(lost)
+    return ledger.files(table)
+
+
+def _lost(ledger: Ledger, table: str) -> list[Path]:
+    found = _present(ledger, table)
+    return [path for path in ledger.files(table) if path not in found]
+
+
+def _unnamed(ledger: Ledger, table: str) -> set[Path]:
+    """Segments that no commit has ever named."""
+    ever = {ledger.root.resolve() / path for commit in ledger.commits() for path in commit.add.get(table, ())}
+    return {path for path in _present(ledger, table) - ever if not path.name.startswith(MERGED)}
 
 
 def _present(ledger: Ledger, table: str) -> set[Path]:
     return set((ledger.root.resolve() / table).glob("[!.]*.parquet"))
-
-
-def _unnamed(ledger: Ledger, table: str, found: set[Path]) -> set[Path]:
-    dropped = {ledger.root.resolve() / path for path in ledger.dropped()}
-    return {path for path in found if path not in dropped and not path.name.startswith(MERGED)}

@@ -55,7 +55,7 @@ def test_a_short_text_gets_the_mean_of_its_token_states(encoder: TextEncoder) ->
 
 
 def test_short_texts_agree_with_sentence_transformers(encoder: TextEncoder) -> None:
-    transformers = pytest.importorskip("sentence_transformers")
+    transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     reference = transformers.SentenceTransformer(str(encoder.info.path), device="cpu").encode(SHORT)
     unit = TextEncoder(EncoderConfig(normalize=True)).encode(SHORT)
     np.testing.assert_allclose(unit, reference, atol=1e-5)

@@ -42,7 +42,7 @@ from warehouse.garbage import collect_garbage
 from warehouse.ledger import Ledger
 from warehouse.lock import writer_lock
 from warehouse.merging import merge_internal
-from warehouse.segments import TABLES as SEGMENTED
+from warehouse.schemas import SEGMENTED
 from warehouse.segments import segments
 from warehouse.snapshot import read_manifest
 from warehouse.store import read_table

@@ -9,8 +9,7 @@ from augment.engine.scripted import ScriptedEngine
 from flows.report import RunReport
 from tests.flows.shop import START, WEIGHTS, event, run_once
 from warehouse.ledger import Ledger
-from warehouse.schemas import BEHAVIOURS
-from warehouse.segments import TABLES as SEGMENTED
+from warehouse.schemas import BEHAVIOURS, SEGMENTED
 from warehouse.segments import segments
 from warehouse.snapshot import read_manifest
 from warehouse.store import read_table

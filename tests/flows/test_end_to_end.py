@@ -21,9 +21,10 @@ from warehouse.status import warehouse_status
 pytestmark = [pytest.mark.flow, pytest.mark.engine]
 
 
-def run_command(environment: dict[str, str], folder: Path, *arguments: str) -> dict[str, object]:
+def output_of(environment: dict[str, str], folder: Path, program: str, *arguments: str) -> str:
+    """What a program of our environment prints. Raises AssertionError unless it ends with 0."""
     done = subprocess.run(
-        [str(BIN / "lorestream"), *arguments, "--json"],
+        [str(BIN / program), *arguments],
         env=environment,
         cwd=folder,
         capture_output=True,
@@ -31,9 +32,13 @@ def run_command(environment: dict[str, str], folder: Path, *arguments: str) -> d
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"{arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def run_command(environment: dict[str, str], folder: Path, *arguments: str) -> dict[str, object]:
     # One JSON object and nothing else: libraries that print do not reach standard output.
-    result: dict[str, object] = json.loads(done.stdout)
+    result: dict[str, object] = json.loads(output_of(environment, folder, "lorestream", *arguments, "--json"))
     return result
 
 
@@ -78,17 +83,7 @@ def test_a_movielens_folder_becomes_tables_and_a_second_run_calls_nothing(
 
 
 def prefect(environment: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [str(BIN / "prefect"), *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return output_of(environment, ROOT, "prefect", *arguments)
 
 
 def run_deployment(environment: dict[str, str], name: str, *parameters: str) -> None:

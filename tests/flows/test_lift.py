@@ -68,9 +68,13 @@ def test_a_folder_without_ratings_is_named(
     assert "ratings.parquet" in capfd.readouterr().err
 
 
-def test_texts_go_with_a_dataset(capfd: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_no_arms_or_protocols_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["lift", "--protocols", "kar,tine"]) == 2
+    assert "protocols.1" in capfd.readouterr().err
     assert call(["lift", "--knowledge", "somewhere", "--config", "nowhere.toml"]) == 2
     assert "--knowledge goes with --dataset" in capfd.readouterr().err
+    assert call(["lift", "--workers", "0"]) == 2
+    assert "Must be >= 1" in capfd.readouterr().err
 
 
 def test_quick_is_smaller_and_what_is_given_counts() -> None:
@@ -94,11 +98,10 @@ def test_a_warehouses_lift_measures_the_adapter_that_its_configuration_names() -
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--arms", "base,nonsense", "arms = 'nonsense': Input should be 'base_unmasked'"),
-        ("--protocols", "nonsense", "protocols = 'nonsense': Input should be 'kar'"),
+        ("--arms", "base,nonsense", "arms.1 = 'nonsense': Input should be 'base_unmasked'"),
+        ("--protocols", "nonsense", "protocols.0 = 'nonsense': Input should be 'kar'"),
         ("--users", "3", "users = 3: Input should be greater"),
         ("--seeds", "0", 'Invalid value "0" for --seeds'),
-        ("--workers", "0", 'Invalid value "0" for --workers'),
     ],
 )
 def test_a_matrix_that_cannot_be_is_refused_with_the_value(
