@@ -1,8 +1,10 @@
 """DuckDB connections over stored tables: UTC everywhere, no extension downloads, empty tables keep their columns."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,19 +20,37 @@ _viewed: WeakKeyDictionary[duckdb.DuckDBPyConnection, list[Path]] = WeakKeyDicti
 
 @contextmanager
 def connect(memory_limit_gb: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory connection, open for the block, with timestamps in UTC; it spills to disk past `memory_limit_gb`.
+    """An in-memory connection, open for the block, with timestamps in UTC. What is made in it must be TEMP: the
+    process's connections share one database, whose start costs more than most of our queries. One with a memory limit
+    has its own, and spills to disk past it.
 
     Raises CorruptWarehouse where the block fails because a file behind a `parquet_view` is missing or damaged.
     """
-    con = duckdb.connect()
+    con = _database().cursor() if memory_limit_gb is None else _new_database(f"{memory_limit_gb}GB")
     files: list[Path] = []
     _viewed[con] = files
     try:
-        _configure(con, memory_limit_gb)
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute("SET enable_progress_bar = false")
         with reading_stored(files):
             yield con
     finally:
         con.close()
+
+
+def _new_database(memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
+    # Files are read as they are now, not as they were when another connection read them.
+    config: dict[str, str | bool] = {"autoinstall_known_extensions": False, "enable_external_file_cache": False}
+    return duckdb.connect(config=config | ({} if memory_limit is None else {"memory_limit": memory_limit}))
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    return _new_database()
+
+
+# A forked process would have the database's memory, but none of its threads.
+os.register_at_fork(before=_database.cache_clear)
 
 
 @contextmanager
@@ -45,14 +65,6 @@ def reading_stored(files: Iterable[Path]) -> Iterator[None]:
         for file in files:
             read_table([file], None)
         raise
-
-
-def _configure(con: duckdb.DuckDBPyConnection, memory_limit_gb: float | None) -> None:
-    con.execute("SET TimeZone = 'UTC'")
-    con.execute("SET autoinstall_known_extensions = false")
-    con.execute("SET enable_progress_bar = false")
-    if memory_limit_gb is not None:
-        con.execute(f"SET memory_limit = '{memory_limit_gb}GB'")
 
 
 def quote(text: str) -> str:

@@ -1,5 +1,7 @@
-"""Damaged files behind DuckDB views are named, whatever DuckDB says about them and whenever it notices."""
+"""Damaged files behind DuckDB views are named, whatever DuckDB says about them and whenever. Connections share
+a database and see nothing of each other."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +59,44 @@ def test_a_damaged_file_is_named(
 def test_other_errors_pass_as_they_are(files: list[Path]) -> None:
     with pytest.raises(duckdb.BinderException):
         read(files, query="SELECT colour FROM rows")
+
+
+def test_connections_at_once_see_their_own_tables_and_settings_only() -> None:
+    with connect() as one, connect() as other:
+        for number, con in enumerate((one, other)):
+            con.register("given", pa.table({"number": [number]}))
+            con.execute("CREATE TEMP TABLE made AS FROM given")
+            parquet_view(con, "viewed", [], SCHEMA)
+        one.execute("SET TimeZone = 'Europe/Berlin'")
+        assert one.sql("FROM made JOIN given USING (number)").fetchall() == [(0,)]
+        assert other.sql("FROM made JOIN given USING (number)").fetchall() == [(1,)]
+        assert other.sql("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+    with connect() as later, pytest.raises(duckdb.CatalogException):
+        later.sql("FROM made")
+
+
+def test_a_file_is_read_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    for number in range(3):
+        write_table(file, pa.table({"key": ["a"], "number": [number]}, SCHEMA))
+        with connect() as con:
+            parquet_view(con, "rows", [file], SCHEMA)
+            assert con.sql("SELECT number FROM rows").fetchall() == [(number,)]
+
+
+def _sum_of_thousands() -> None:
+    # Large enough for several threads.
+    with connect() as con:
+        assert con.sql("SELECT sum(i) FROM range(3_000_000) AS r(i)").fetchall() == [(4_499_998_500_000,)]
+
+
+def test_a_forked_process_queries_after_its_parent_has() -> None:
+    _sum_of_thousands()
+    child = multiprocessing.get_context("fork").Process(target=_sum_of_thousands)
+    child.start()
+    child.join(60)
+    stuck = child.is_alive()
+    child.kill()
+    assert not stuck
+    assert child.exitcode == 0
+    _sum_of_thousands()
