@@ -20,6 +20,7 @@ from augment.pending import Choice, choose
 from augment.plan import later_calls, plan_requests
 from augment.quality.status import Status
 from flows.progress import StageProgress
+from flows.quality import shared_among
 from flows.run import Run
 from prompts.lint import check_scenario
 from warehouse.names import attribute_columns
@@ -125,6 +126,11 @@ def call_engine(run: Run, progress: StageProgress) -> int:
             progress=lambda done, total, _tokens, rate: progress.update("generate", done, total, rate, "tokens"),
         )
     _count(run, made)
+    if made.calls:
+        new = [file for file in run.knowledge_files if file.name.startswith(run.name)]
+        for said in shared_among(new, run.prompt_versions):
+            log.warning("%s", said)
+            run.report.notes.append(said)
     _note_waiting(run, made.waiting + choice.waiting.num_rows, meter.period)
     return made.calls
 

@@ -66,12 +66,15 @@ ENVIRONMENT = {
 
 @app.command
 def init(folder: Path = Path("."), *, json: Json = False) -> None:
-    """Write a commented configuration and an empty warehouse into FOLDER."""
+    """Write a commented configuration, unless there is one, and an empty warehouse into FOLDER."""
     from flows.setup import initialise
 
     made = initialise(folder)
+    wrote = "Kept" if made["kept_config"] else "Wrote"
     print_result(
-        made, json, lambda: f"Wrote {made['config']} and an empty warehouse in {made['warehouse']}.\n{made['next']}"
+        made,
+        json,
+        lambda: f"{wrote} {made['config']} and made an empty warehouse in {made['warehouse']}.\n{made['next']}",
     )
 
 
@@ -96,9 +99,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Ingest, partition, plan, generate, encode, adapt, publish: whatever is missing, and nothing else."""
+    overrides = _checked(config, _overrides(model, allow_fewer_rows))
     from flows.refresh import RefreshParams, preview, refresh
 
-    overrides = _overrides(model, allow_fewer_rows)
     params = _params(RefreshParams, config=config, overrides=overrides, limit_users=limit_users, wait_s=wait)
     with results_only(json) as out:
         if dry_run:
@@ -127,13 +130,14 @@ def backfill(
 
     With --wait, other writers that wait as well come in between chunks.
     """
+    overrides = _checked(config, _overrides(model))
     from flows.backfill import BackfillParams, preview_backfill
     from flows.backfill import backfill as backfill_flow
 
     params = _params(
         BackfillParams,
         config=config,
-        overrides=_overrides(model),
+        overrides=overrides,
         start=from_,
         end=to,
         limit_users=limit_users,
@@ -168,10 +172,11 @@ def train(
 
     Later runs publish with this adapter until another is fitted.
     """
+    given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
+    named = {key: value for key, value in given.items() if value is not None}
+    overrides = _checked(config, _overrides(model, allow_fewer_rows) | named)
     from flows.train import train as train_flow
 
-    given = {"adapter.backbone": backbone, "adapter.objective": objective, "adapter.fusion": fusion}
-    overrides = _overrides(model, allow_fewer_rows) | {key: value for key, value in given.items() if value is not None}
     with results_only(json) as out:
         write_result(out, train_flow(config, overrides, wait), json)
 
@@ -451,6 +456,7 @@ def erase(
 @app.command
 def compact(*, wait: Wait = 0.0, config: ConfigPath = DEFAULT_CONFIG, json: Json = False) -> None:
     """Merge small files, those of the public tables into a new snapshot of the same rows; then `gc`."""
+    _checked(config, {})
     from flows.compact import compact as compact_flow
 
     with results_only(json) as out:
@@ -496,6 +502,14 @@ def _overrides(model: str | None, allow_fewer_rows: bool = False) -> dict[str, o
         # A folder given on the command line is relative to where the command stands, not to the config file.
         given["engine.model"] = str(Path(model).resolve()) if model and Path(model).exists() else model
     return given
+
+
+def _checked(config: Path, overrides: dict[str, object]) -> dict[str, object]:
+    """`overrides`, once they and the file are known to be right: that is told before Prefect and Beam are loaded."""
+    from flows.config import load_config
+
+    load_config(config, overrides)
+    return overrides
 
 
 def _names(given: str | None) -> tuple[str, ...] | None:

@@ -92,11 +92,12 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _drafts_need_our_engine(self) -> Self:
-        given = "speculation" in self.model_fields_set and self.speculation.mode != "off"
+        given = sorted(self.speculation.model_fields_set) if self.speculation.mode != "off" else []
         if given and isinstance(self.engine, OpenAIConfig):
+            settings = ", ".join(f"speculation.{key} = {getattr(self.speculation, key)!r}" for key in given)
             raise ValueError(
-                f'speculation.mode = "{self.speculation.mode}" has no effect with engine.backend = "openai": whether '
-                "drafts are made is the server's business. Leave [speculation] out"
+                f'{settings}: no effect with engine.backend = "openai", where whether drafts are made is the '
+                "server's business. Leave it out"
             )
         return self
 

@@ -73,4 +73,6 @@ def _table(result: dict[str, object], indent: str = "") -> str:
 def _inline(value: object) -> str:
     if isinstance(value, dict):
         return "  ".join(f"{k}={v}" for k, v in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)

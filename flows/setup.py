@@ -14,27 +14,43 @@ from warehouse.movielens import import_movielens
 
 
 def initialise(folder: Path) -> dict[str, object]:
-    """Paths of the configuration and the empty warehouse made in `folder`; neither may exist yet.
+    """Paths of the configuration and the empty warehouse made in `folder`. A configuration that is there is kept, and
+    gets the warehouse that it names.
 
-    Raises UsageError when there is a configuration or a warehouse already, which stays as it is.
+    Raises UsageError when the warehouse exists, or lies in a store; ConfigError for a configuration with faults.
     """
     config_file = folder / CONFIG_NAME
-    if config_file.exists():
-        raise UsageError(f"{config_file} exists already and was left as it is. Name another folder, or remove it.")
+    kept = config_file.exists()
+    if not kept:
+        _write_template(config_file)
+    config = load_config(config_file)
+    if kept and config.store is not None:
+        raise UsageError(
+            f"{config_file} names the store {config.store}, from where `lorestream sync` fetches the warehouse. To "
+            "make a new one, leave `store` out for now."
+        )
+    if kept and Ledger(config.root).commits():
+        raise UsageError(
+            f"{config_file} and its warehouse {config.root} exist already and were left as they are. Name another "
+            "folder."
+        )
+    prepare_warehouse(config.root)
+    return {
+        "config": str(config_file),
+        "warehouse": str(config.root),
+        "kept_config": kept,
+        "next": "Name your inputs and your model in it (or `lorestream import movielens PATH`), then `lorestream run`.",
+    }
+
+
+def _write_template(config_file: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        config_file.parent.mkdir(parents=True, exist_ok=True)
         config_file.write_text(files("flows").joinpath(CONFIG_NAME).read_text(encoding="utf-8"), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"{config_file} cannot be written: {error.strerror}. Name a folder you may write to."
         ) from error
-    root = load_config(config_file).root
-    prepare_warehouse(root)
-    return {
-        "config": str(config_file),
-        "warehouse": str(root),
-        "next": "Name your inputs and your model in it (or `lorestream import movielens PATH`), then `lorestream run`.",
-    }
 
 
 def prepare_warehouse(root: Path) -> None:

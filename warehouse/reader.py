@@ -127,7 +127,7 @@ class Warehouse:
 
     def explain(
         self,
-        ts: datetime,
+        ts: datetime | str,
         user: str | None = None,
         item: str | None = None,
         clock: Clock = "event",
@@ -135,13 +135,13 @@ class Warehouse:
     ) -> dict[str, Any]:
         """What made the value that `join` gives a user, or an item, at the moment `ts`: see `warehouse.explain`.
 
-        Raises UsageError unless exactly one of `user` and `item` is named.
+        Raises UsageError unless exactly one of `user` and `item` is named, and for a `ts` that is no moment.
         """
         if (user is None) == (item is None):
             raise UsageError("explain() tells of one user or one item: name exactly one of them.")
         entity, entity_id = ("item_id", item) if user is None else ("user_id", user)
         assert entity_id is not None
-        return explain_row(self.root, self.manifest, self._choose(snapshot), entity, entity_id, ts, clock)
+        return explain_row(self.root, self.manifest, self._choose(snapshot), entity, entity_id, _moment(ts), clock)
 
     def export(
         self, to: Format, out: str | Path, at: datetime | None = None, snapshot: str | None = None
@@ -158,3 +158,15 @@ class Warehouse:
         if self.cache is not None:
             self.cache.fetch(chosen)
         return chosen
+
+
+def _moment(given: datetime | str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+    except ValueError:
+        moment = None
+    if not isinstance(moment, datetime):
+        raise UsageError(
+            f"ts = {given!r} is no moment. Give a datetime, or text such as 2025-06-01 or 2025-06-01T12:00:00+00:00."
+        )
+    return moment

@@ -14,6 +14,7 @@ from pathlib import Path
 from warehouse.errors import CorruptWarehouse
 from warehouse.ledger import Ledger
 from warehouse.schemas import SEGMENTED
+from warehouse.store import read_table, without_backup
 
 MERGED = "merged-"
 
@@ -26,8 +27,7 @@ class LostSegments(CorruptWarehouse):
         named = str(lost[0]) if len(lost) == 1 else f"{lost[0]} and {len(lost) - 1} more"
         super().__init__(
             f"{named} {'is' if len(lost) == 1 else 'are'} missing, although the warehouse counts on "
-            f"{'it' if len(lost) == 1 else 'them'}. Restore from a backup. If there is none, "
-            "`lorestream gc --forget-lost` gives up what is gone, and the next run makes, and pays for, it again."
+            f"{'it' if len(lost) == 1 else 'them'}. Restore from a backup.{without_backup(lost[0])}"
         )
 
 
@@ -49,11 +49,27 @@ def record_segments(ledger: Ledger, now: datetime) -> None:
 
 
 def give_up_lost(ledger: Ledger, now: datetime, dry_run: bool = False) -> list[Path]:
-    """The segments that the ledger names and that are gone; afterwards it names them no more. Under the writer lock."""
-    remove = {table: lost for table in SEGMENTED if (lost := _lost(ledger, table))}
+    """The segments that the ledger names and that are gone, and all that cannot be read; none of them counts any more.
+
+    Under the writer lock. Each segment that is there is read once.
+    """
+    unnamed = {table: sorted(filter(_is_damaged, _unnamed(ledger, table))) for table in SEGMENTED}
+    named = {table: [path for path in ledger.files(table) if _is_damaged(path)] for table in SEGMENTED}
+    remove = {table: both for table in SEGMENTED if (both := named[table] + unnamed[table])}
     if remove and not dry_run:
+        # What a commit has named and given up is not found again.
+        if add := {table: paths for table, paths in unnamed.items() if paths}:
+            ledger.commit("segments", add=add, now=now)
         ledger.commit("forget", add={}, remove=remove, now=now)
-    return [path for lost in remove.values() for path in lost]
+    return [path for paths in remove.values() for path in paths]
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        read_table([path], None)
+    except CorruptWarehouse:
+        return True
+    return False
 
 
 def _named(ledger: Ledger, table: str) -> list[Path]:

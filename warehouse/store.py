@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from warehouse.errors import CorruptWarehouse, UsageError
 from warehouse.keys import DIGEST_BYTES
+from warehouse.schemas import SEGMENTED
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -195,6 +196,16 @@ def read_table(
     return empty.select(columns) if columns is not None else empty
 
 
+def without_backup(path: Path) -> str:
+    """What can be done about a lost or damaged file beside restoring it."""
+    if path.parent.name not in SEGMENTED:
+        return ""
+    return (
+        " If there is no backup, `lorestream gc --forget-lost` gives up what is gone or damaged, and the next run "
+        "makes, and pays for, it again."
+    )
+
+
 def find_temporary(root: Path) -> list[Path]:
     """Files and folders under `root` that a writer has not finished: if none is alive, killed ones left them."""
 
@@ -222,11 +233,12 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
             yield file
     except FileNotFoundError as error:
         raise CorruptWarehouse(
-            f"{path} is missing, although the warehouse counts on it. Restore it from a backup."
+            f"{path} is missing, although the warehouse counts on it. Restore it from a backup.{without_backup(path)}"
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise CorruptWarehouse(
             f"{path} cannot be read as Parquet ({error}). Restore it from a backup, or check the disk."
+            f"{without_backup(path)}"
         ) from error
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -129,7 +131,36 @@ def test_init_writes_a_config_that_loads_and_a_warehouse_that_has_status(
     assert status["current_snapshot"].startswith("00000001-")
     before = tree(tmp_path)
     assert call(["init", str(tmp_path)]) == 2
+    assert "exist already" in capfd.readouterr().err
     assert tree(tmp_path) == before
+
+
+def test_init_makes_the_warehouse_of_a_configuration_that_is_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = open_shop(tmp_path)
+    written = config.read_text()
+    assert call(["init", str(tmp_path)]) == 0
+    assert "Kept" in capfd.readouterr().out
+    assert config.read_text() == written
+    assert call(["status", "--config", str(config)]) == 0
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / config.name).write_text("store = 'memory://lore'\n" + written)
+    assert call(["init", str(other)]) == 2
+    assert "names the store memory://lore" in capfd.readouterr().err
+    (other / config.name).write_text("[engine")
+    assert call(["init", str(other)]) == 2
+    assert sorted(file.name for file in other.iterdir()) == [config.name]
+
+
+@pytest.mark.parametrize("verb", ["run", "train", "compact", "backfill --from 2024-01-01 --to 2024-02-01"])
+def test_a_faulty_configuration_is_told_before_prefect_is_loaded(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "lorestream.toml").write_text("[engine")
+    told = f"import sys; from flows.cli import call; print(call({verb.split()!r}), 'prefect' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "not valid TOML" in done.stderr
 
 
 def test_a_dry_run_counts_calls_and_tokens_and_writes_nothing(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +171,10 @@ def test_a_dry_run_counts_calls_and_tokens_and_writes_nothing(shop: Path, capfd:
     assert all(cost["tokens_in"] > 10 * cost["calls"] for cost in plan["planned"].values())
     assert plan["planned"]["item_facts"]["tokens_out"] == 5 * 48
     assert plan["planned"]["item_facts"]["tokens_out_is_limit"] is True
+    assert call(["run", "--dry-run", "--config", str(shop)]) == 0
+    page = capfd.readouterr().out
+    assert re.search(r"estimated seconds +-\n", page)
+    assert re.search(r"tokens out is limit +yes\n", page)
     assert tree(shop.parent) == before
 
 

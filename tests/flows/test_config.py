@@ -52,3 +52,16 @@ def test_a_key_cannot_be_laid_over_a_section_that_is_a_number(tmp_path: Path) ->
 def test_a_model_without_a_name_is_refused(tmp_path: Path, key: str, model: str) -> None:
     with pytest.raises(ConfigError, match=rf"`{key}` is empty"):
         load_config(open_shop(tmp_path), {key: model})
+
+
+def test_settings_of_drafts_are_refused_with_a_served_model_and_an_empty_section_is_not(tmp_path: Path) -> None:
+    served = "[inputs.behaviours]\npath = 'b'\n[inputs.items]\npath = 'i'\n[engine]\nbackend = 'openai'\n"
+    served += "base_url = 'http://localhost:1/v1'\nmodel = 'm'\n[speculation]\n"
+    config = tmp_path / "l.toml"
+    config.write_text(served)
+    assert load_config(config).speculation.mode == "lossless"
+    config.write_text(served + "mode = 'off'\n")
+    assert load_config(config).speculation.mode == "off"
+    config.write_text(served + "mode = 'relaxed'\nk = 3\n")
+    with pytest.raises(ConfigError, match=r"speculation\.k = 3, speculation\.mode = 'relaxed': no effect with engine"):
+        load_config(config)

@@ -10,7 +10,6 @@ import pytest
 from flows.cli import call
 from tests.flows.shop import event, open_shop, run_once, write_events
 from warehouse.errors import CorruptWarehouse
-from warehouse.segments import LostSegments
 from warehouse.status import warehouse_status
 
 
@@ -67,14 +66,15 @@ def test_a_run_names_the_damaged_file(shop: Path, table: str) -> None:
         run_once(shop)
 
 
+@pytest.mark.parametrize("damage", [cut_short, Path.unlink])
 @pytest.mark.parametrize("table", ["knowledge", "embeddings"])
 def test_what_was_lost_is_told_and_made_again_once_it_was_given_up(
-    shop: Path, capfd: pytest.CaptureFixture[str], table: str
+    shop: Path, capfd: pytest.CaptureFixture[str], table: str, damage: Callable[[Path], None]
 ) -> None:
     before = run_once(shop)
     calls, texts = warehouse_status(before.root)["knowledge"], before.report.texts_encoded
-    file = damage_one(shop, table, Path.unlink)
-    with pytest.raises(LostSegments, match=rf"{file} is missing"):
+    file = damage_one(shop, table, damage)
+    with pytest.raises(CorruptWarehouse, match=rf"{file} .*lorestream gc --forget-lost"):
         run_once(shop)
     assert call(["gc", "--forget-lost", "--json", "--config", str(shop)]) == 0
     assert json.loads(capfd.readouterr().out)["forgotten"] == [str(file)]

@@ -176,3 +176,11 @@ def test_the_command_tells_it_as_json_and_as_a_page(published: Path, capfd: pyte
 def test_a_clock_that_does_not_exist_is_refused(published: Path) -> None:
     with pytest.raises(UsageError, match=r"clock='wall'.* event, known"):
         opened(published).explain(START, user="u0", clock="wall")  # type: ignore[arg-type]
+
+
+def test_a_moment_may_be_text_and_what_is_none_is_refused(published: Path) -> None:
+    at = START + timedelta(days=1)
+    assert opened(published).explain(at.isoformat(), user="u0") == opened(published).explain(at, user="u0")
+    for given in ("yesterday", 7, None):
+        with pytest.raises(UsageError, match=rf"ts = {given!r} is no moment"):
+            opened(published).explain(given, user="u0")  # type: ignore[arg-type]

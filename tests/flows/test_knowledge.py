@@ -17,8 +17,9 @@ from flows.config import load_config
 from flows.factors import propose_factors
 from flows.quality import quality_report
 from flows.run import Run
+from flows.setup import prepare_warehouse
 from tests.flows.repertoire import GROUPS, run_once, rungs, shop_with
-from tests.flows.shop import SILENT, event, open_run, scripted_engine, write_events, write_items
+from tests.flows.shop import SILENT, event, open_run, open_shop, scripted_engine, write_events, write_items
 from warehouse.errors import ConfigError, InputError, UsageError
 from warehouse.ledger import Ledger
 from warehouse.schemas import GROUP_MEMBERS, KNOWLEDGE, REQUESTS, TIMESTAMP
@@ -202,6 +203,22 @@ def test_a_text_that_is_no_use_is_asked_for_once_more_and_both_attempts_are_kept
         (1, "ok"): 9,
     }
     assert "above quality.max_" in next(row["reason"] for row in stored if row["status"] == "repetitive")
+
+
+def test_a_text_that_many_share_is_told(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path, users=24, items=24)
+    prepare_warehouse(load_config(shop).root)
+
+    def answer(prompt: str) -> str:
+        return f"{prompt.split(chr(34))[1]} is fine." if "<item>" in prompt else "The same for everybody."
+
+    run = run_once(shop, ScriptedEngine(answer))
+    summaries = run.report.calls_by_kind["user_summary"]
+    [said] = [note for note in run.report.notes if "word for word" in note]
+    assert said.startswith(f"{summaries} of {summaries} user_summary texts are word for word the same ('The same for")
+    assert quality_report(load_config(shop), 1)["shared"] == [said]
+    # The next run makes no call and says nothing of it again.
+    assert not [note for note in run_once(shop).report.notes if "word for word" in note]
 
 
 def test_negative_feedback_stands_apart_where_asked_for(tmp_path: Path) -> None:

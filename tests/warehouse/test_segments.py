@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warehouse.errors import CorruptWarehouse
 from warehouse.garbage import collect_garbage
 from warehouse.ledger import Ledger
 from warehouse.manifest import publish
@@ -75,6 +76,24 @@ def test_a_named_segment_that_vanishes_is_told_until_it_is_given_up(root: Path, 
     assert kept.exists()
 
 
+@pytest.mark.parametrize("table", ["knowledge", "embeddings"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_segment_that_was_cut_short_is_given_up_too(root: Path, at: Clock, table: str, is_named: bool) -> None:
+    cut, kept = write(root, "a", table), write(root, "b", table)
+    if is_named:
+        record_segments(Ledger(root), at(1))
+    cut.write_bytes(cut.read_bytes()[:100])
+    with pytest.raises(CorruptWarehouse, match=rf"{cut} cannot be read as Parquet .*gc --forget-lost"):
+        read_table(segments(Ledger(root), table), None)
+    assert give_up_lost(Ledger(root), at(2), dry_run=True) == [cut]
+    assert give_up_lost(Ledger(root), at(3)) == [cut]
+    record_segments(Ledger(root), at(4))
+    assert segments(Ledger(root), table) == [kept]
+    collect_garbage(root, keep=9, grace=timedelta(0), now=at(9))
+    assert not cut.exists()
+    assert give_up_lost(Ledger(root), at(9)) == []
+
+
 def test_a_merge_that_was_killed_before_its_commit_counts_no_text_twice(
     root: Path, at: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +114,7 @@ def test_a_merge_that_was_killed_before_its_commit_counts_no_text_twice(
     assert sorted(path.stem for path in root.glob("knowledge/*")) == ["a", "b", "c"]
 
 
-steps = st.lists(st.sampled_from(["write", "record", "merge", "collect", "lose", "give up"]), max_size=14)
+steps = st.lists(st.sampled_from(["write", "record", "merge", "collect", "lose", "cut", "give up"]), max_size=14)
 
 
 @given(steps=steps, data=st.data())
@@ -103,36 +122,43 @@ steps = st.lists(st.sampled_from(["write", "record", "merge", "collect", "lose",
 def test_whatever_happens_each_text_counts_once_or_its_loss_is_told(
     tmp_path_factory: pytest.TempPathFactory, at: Clock, steps: list[str], data: st.DataObject
 ) -> None:
-    """Against a model: which keys are there, and which files that the ledger names are gone."""
+    """Against a model: which keys are there, which files that the ledger names are gone, and which were cut short."""
     root = tmp_path_factory.mktemp("warehouse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warehouse.store._flush", lambda path: None)
         publish(root, {}, replace=False, now=at(0), lineage={})
         there: set[str] = set()
         gone: set[Path] = set()
+        cut: set[Path] = set()
         for number, step in enumerate(steps, start=1):
             now = at(number)
             ledger = Ledger(root)
             if step == "write":
                 write(root, f"k{number}")
                 there.add(f"k{number}")
-            elif step == "lose":
-                counted = [path for path in ledger.files("knowledge") if path.exists()]
-                if counted:
-                    victim = data.draw(st.sampled_from(counted))
+            elif step in ("lose", "cut"):
+                among = ledger.files("knowledge") if gone or step == "lose" else segments(ledger, "knowledge")
+                if whole := [path for path in among if path not in gone | cut]:
+                    victim = data.draw(st.sampled_from(whole))
                     there -= set(read_table([victim], None)["request_key"].to_pylist())
-                    victim.unlink()
-                    gone.add(victim)
+                    victim.unlink() if step == "lose" else victim.write_bytes(victim.read_bytes()[:100])
+                    (gone if step == "lose" else cut).add(victim)
             elif step == "give up":
-                assert set(give_up_lost(ledger, now)) == gone
+                assert set(give_up_lost(ledger, now)) == gone | cut
                 gone.clear()
+                cut.clear()
             elif step == "collect":
                 collect_garbage(root, keep=9, grace=timedelta(0), now=datetime.max.replace(tzinfo=now.tzinfo))
-            elif not gone:
-                record_segments(ledger, now) if step == "record" else merge_internal(root, target_mb=1, now=now)
+            elif step == "record" and not gone:
+                record_segments(ledger, now)
+            elif step == "merge" and not gone | cut:
+                merge_internal(root, target_mb=1, now=now)
             if gone:
                 with pytest.raises(LostSegments) as told:
                     segments(Ledger(root), "knowledge")
                 assert set(told.value.lost) == gone
+            elif cut:
+                with pytest.raises(CorruptWarehouse, match="cannot be read as Parquet"):
+                    keys(root)
             else:
                 assert keys(root) == sorted(there) if there else names(root) == []
