@@ -11,7 +11,6 @@ from typing import Literal, Self
 
 import numpy as np
 from scipy.sparse import coo_array
-from sklearn.utils.extmath import randomized_svd
 
 from adapters.samples import Samples
 from adapters.whitening import InputNorm
@@ -49,6 +48,9 @@ class Interactions:
     @classmethod
     def fit(cls, samples: Samples, train: np.ndarray, rank: int, seed: int = 0) -> Self:
         """The factors of the samples in the mask `train` [n], by a randomised truncated SVD."""
+        # Most runs fit nothing, and need not wait for the second that it takes to load.
+        from sklearn.utils.extmath import randomized_svd
+
         rows = np.flatnonzero(train)
         user, item = samples.user[rows], samples.item[rows]
         shape = len(samples.users), len(samples.items)

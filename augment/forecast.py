@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from transformers import AutoTokenizer
 
 from warehouse.schemas import KNOWLEDGE, REQUESTS
 from warehouse.sql import connect, parquet_view
@@ -76,6 +75,9 @@ def _counter(tokenizer: Path | None) -> Callable[[list[str]], list[int]]:
     """Numbers of tokens of texts."""
     if tokenizer is None:
         return lambda texts: [-(-len(text) // _CHARS_PER_TOKEN) for text in texts]
+    # Loading transformers takes seconds, which runs need not spend: this is for dry ones.
+    from transformers import AutoTokenizer
+
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     return lambda texts: [len(ids) for ids in loaded(texts)["input_ids"]]
 

@@ -48,7 +48,6 @@ Ids = Annotated[
 ]
 FewerRows = Annotated[bool, Parameter(negative="", help="Publish although tables shrink (see `checks.max_row_fall`).")]
 DEFAULT_CONFIG = Path("lorestream.toml")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 Params = TypeVar("Params")
 
 # Read by Prefect, vLLM and OpenMP when they are first imported, which the verbs do.
@@ -555,12 +554,12 @@ def call(arguments: list[str]) -> int:
             _complain(f"{error}")
             return error.exit_code
         except OSError as error:
-            if error.errno not in _FULL:
+            remedy = _remedy(error)
+            if remedy is None:
                 raise
             where = f" ({error.filename})" if error.filename else ""
             _complain(
-                f"{error.strerror}{where}. What was finished is stored; free some space (`lorestream gc` may help) and "
-                "run the same command to go on."
+                f"{error.strerror}{where}. What was finished is stored; {remedy} and run the same command to go on."
             )
             return 1
         except KeyboardInterrupt:
@@ -593,6 +592,15 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _remedy(error: OSError) -> str | None:
+    """What may help against the disk's refusal; None where the fault is not the disk's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space (`lorestream gc` may help)"
+    if error.filename is not None and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "see that this user may write there"
+    return None
 
 
 def _is_unreachable(error: RuntimeError) -> bool:

@@ -1,5 +1,6 @@
 """The command line on bad input: what it says, the exit code, and that nothing stored changes."""
 
+import errno
 import json
 import os
 import re
@@ -109,6 +110,22 @@ def test_a_second_writer_is_told_who_the_first_is(shop: Path, capfd: pytest.Capt
     with writer_lock(load_config(shop).root, "the other one"):
         assert call(["rollback", "00000001-00000000", "--config", str(shop)]) == 3
     assert "the other one" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "this user may write there")]
+)
+def test_what_the_disk_refuses_is_told_with_the_remedy(
+    shop: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere")
+
+    monkeypatch.setattr("flows.garbage.collect_garbage", refuse)
+    assert call(["gc", "--config", str(shop)]) == 1
+    message = capfd.readouterr().err
+    assert message.startswith(f"lorestream: {os.strerror(number)} (/somewhere). What was finished is stored; ")
+    assert words in message
 
 
 @pytest.mark.parametrize(

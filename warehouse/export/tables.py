@@ -50,13 +50,21 @@ def export_snapshot(
 
     The same is kept there as `lorestream-<format><cut>.json`. Files of the same name are replaced, each in one step.
     A table without a vector before `at` is left out.
-    Raises UsageError for an unknown format, an `out` that is a file, an id that the format cannot hold, and when no
-    table has a vector; MissingLibrary where numpy is needed and absent.
+    Raises UsageError for an unknown format, an `out` that is a file, lies in the warehouse or cannot be made, an id
+    that the format cannot hold, and when no table has a vector; MissingLibrary where numpy is needed and absent.
     """
     if to not in get_args(Format):
         raise UsageError(f"There is no export to {to!r}; it is one of {', '.join(get_args(Format))}.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file. Name a folder: an export is one file or more per table.")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            f"{out} lies in the warehouse {root}, whose files an export could replace. Name another folder."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be made: {error.strerror}. Name a folder that you may write to.") from error
     cut = _cut(at)
     tables: dict[str, object] = {}
     for table in FEATURES:

@@ -150,20 +150,19 @@ def test_looked_up_vectors_are_those_of_a_join_at_the_cut_off(
         for number, (user, v, c, known) in enumerate(rows)
     ]
     with TemporaryDirectory() as folder:
-        publish(
-            Path(folder), {"user_features": feature_rows("user_features", made)}, replace=False, now=at(0), lineage={}
-        )
-        warehouse = lorestream.open(folder)
+        root, out = Path(folder) / "warehouse", Path(folder) / "out"
+        publish(root, {"user_features": feature_rows("user_features", made)}, replace=False, now=at(0), lineage={})
+        warehouse = lorestream.open(root)
         shown = pa.table({"user_id": list("abc"), "ts": [at(99 if cut is None else cut)] * 3})
         joined = warehouse.join(shown, item=None, fill="null").to_arrow()
         expected = {u: v for u, v in zip("abc", joined["user_augment"].to_pylist(), strict=True) if v is not None}
         if not expected:
             with pytest.raises(UsageError, match="has no vector"):
-                warehouse.export("fuxictr", folder, at=None if cut is None else at(cut))
+                warehouse.export("fuxictr", out, at=None if cut is None else at(cut))
             return
-        made_files: Any = warehouse.export("fuxictr", folder, at=None if cut is None else at(cut))
+        made_files: Any = warehouse.export("fuxictr", out, at=None if cut is None else at(cut))
         [name] = made_files["tables"]["user_features"]["files"]
-        with np.load(Path(folder) / name) as found:
+        with np.load(out / name) as found:
             assert dict(zip(found["key"].tolist(), found["value"].tolist(), strict=True)) == expected
 
 
@@ -222,6 +221,8 @@ def test_mistakes_in_an_export_are_named(warehouse: Warehouse, tmp_path: Path) -
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: warehouse.export("libsvm", tmp_path), "no export to 'libsvm'; it is one of fuxictr, recbole"),  # type: ignore[arg-type]
         (lambda: warehouse.export("npy", tmp_path / "file"), "is a file. Name a folder"),
+        (lambda: warehouse.export("npy", tmp_path / "file" / "x"), "cannot be made: Not a directory"),
+        (lambda: warehouse.export("feast", warehouse.root / "features" / "mine"), "lies in the warehouse"),
         (lambda: warehouse.export("npy", tmp_path, snapshot="nope"), "no snapshot `nope`"),
     ]
     for call, message in calls:
