@@ -22,7 +22,7 @@ from augment.quality.status import Status
 from flows.progress import StageProgress
 from flows.quality import shared_among
 from flows.run import Run
-from prompts.lint import check_scenario
+from prompts.lint import check_scenario, doubt
 from warehouse.names import attribute_columns
 from warehouse.schemas import ITEM_VERSIONS, USER_VERSIONS
 
@@ -59,11 +59,12 @@ def plan(run: Run, wave: int = 0) -> int:
 
     Waves after the first ask what builds on answers. Raises ConfigError when `labels.category` names no item attribute.
     """
+    doubtful = None
     with run.timed("plan"):
         if not wave:
             # Read again when the adapter is fitted, after all calls were paid for: refused before them.
             check_category(run.ledger.files("items"), run.config.labels.category)
-            _lint(run)
+            doubtful = _lint(run)
         file = run.file("requests", f"{wave:03d}" if wave else "")
         made = plan_requests(
             run.planning_sources,
@@ -76,6 +77,9 @@ def plan(run: Run, wave: int = 0) -> int:
             first_wave=wave == 0,
         )
         if made.calls:
+            if doubtful:
+                log.warning("%s.", doubtful)
+                run.report.notes.append(doubtful)
             run.ledger.commit("plan", add={"requests": [file]}, stats={"calls": made.planned}, now=run.clock())
         if made.untitled_partitions and not wave:
             run.report.notes.append(
@@ -87,13 +91,16 @@ def plan(run: Run, wave: int = 0) -> int:
     return made.calls
 
 
-def _lint(run: Run) -> None:
-    """Raise ConfigError for a scenario that is another domain's, or names columns that the inputs do not have."""
-    columns = attribute_columns(run.ledger.files("items"), ITEM_VERSIONS)
-    user_columns = attribute_columns(run.ledger.files("users"), USER_VERSIONS)
+def _lint(run: Run) -> str | None:
+    """What is doubtful about the scenario. Raises ConfigError for one that is another domain's, or names columns that
+    the inputs do not have."""
     # Before there is a catalogue nothing can be said of its columns.
-    if run.ledger.files("items"):
-        check_scenario(run.writer.scenario, columns, user_columns, f"the scenario {run.config.scenario}")
+    if not run.ledger.files("items"):
+        return None
+    scenario, columns = run.writer.scenario, attribute_columns(run.ledger.files("items"), ITEM_VERSIONS)
+    user_columns = attribute_columns(run.ledger.files("users"), USER_VERSIONS)
+    check_scenario(scenario, columns, user_columns, f"the scenario {run.config.scenario}")
+    return doubt(scenario, columns)
 
 
 def call_engine(run: Run, progress: StageProgress) -> int:

@@ -53,6 +53,24 @@ def check_scenario(scenario: Scenario, columns: Collection[str], user_columns: C
         raise ConfigError(f"No prompt is made with {source}: {' '.join(faults)}")
 
 
+def doubt(scenario: Scenario, columns: Collection[str]) -> str | None:
+    """That of fields which may be absent all are, where another shipped scenario has some: `movies` for a shop, say.
+
+    Not a fault: a shop may have only a `year`.
+    """
+    if not scenario.optional_fields or not columns or set(scenario.item_fields) & set(columns):
+        return None
+    known = {name: sorted(set(load_scenario(name).item_fields) & set(columns)) for name in SHIPPED}
+    best = max(SHIPPED, key=lambda name: len(known[name]))
+    if not known[best]:
+        return None
+    return (
+        f"The catalogue has {_quoted(columns)}, and none of the fields of the scenario `{scenario.name}` "
+        f"({', '.join(scenario.item_fields)}); `{best}` has {_quoted(known[best])}. If the items are no "
+        f'{scenario.noun_plural}, set [prompts] scenario = "{best}", or write your own'
+    )
+
+
 def _faulty_texts(scenario: Scenario) -> Iterator[str]:
     unit = {"value.singular": scenario.value.singular, "value.plural": scenario.value.plural} if scenario.value else {}
     texts = {
@@ -206,6 +224,10 @@ def _repeated(texts: Sequence[str]) -> list[str]:
             found[key] = first[key]
         first.setdefault(key, text)
     return list(found.values())
+
+
+def _quoted(names: Collection[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def _listed(names: Collection[str]) -> str:

@@ -205,6 +205,15 @@ def test_a_text_that_is_no_use_is_asked_for_once_more_and_both_attempts_are_kept
     assert "above quality.max_" in next(row["reason"] for row in stored if row["status"] == "repetitive")
 
 
+def test_a_scenario_that_knows_none_of_the_columns_is_doubted_as_long_as_it_asks(tmp_path: Path) -> None:
+    shop = shop_with(tmp_path, "", users=1)
+    items = pq.read_table(tmp_path / "inputs" / "items.parquet").rename_columns({"genres": "brand"})
+    pq.write_table(items, tmp_path / "inputs" / "items.parquet")
+    doubts = [[note for note in run_once(shop).report.notes if 'scenario = "' in note] for _ in range(2)]
+    assert [len(found) for found in doubts] == [1, 0]
+    assert doubts[0][0].startswith("The catalogue has `brand`, and none of the fields of the scenario `movies`")
+
+
 def test_a_text_that_many_share_is_told(tmp_path: Path) -> None:
     shop = open_shop(tmp_path, users=24, items=24)
     prepare_warehouse(load_config(shop).root)

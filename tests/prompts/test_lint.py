@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompts.lint import check_scenario, lint
+from prompts.lint import check_scenario, doubt, lint
 from prompts.scenario import Scenario, ValueUnit, load_scenario
 from warehouse.errors import ConfigError
 
@@ -96,6 +96,20 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest() -> None:
     assert "`user_fields` names the column `zip`" in fault
     assert "it has `age`" in fault
     assert "no attributes" in lint(BOOKS, [], [])[0]
+
+
+def test_a_catalogue_that_only_another_scenario_knows_is_doubted() -> None:
+    kettles = {"brand", "category", "price"}
+    said = doubt(load_scenario("movies"), kettles)
+    assert said is not None
+    assert said.startswith(
+        "The catalogue has `brand`, `category`, `price`, and none of the fields of the scenario `movies`"
+    )
+    assert 'scenario = "shop"' in said
+    for name, columns in (("shop", kettles), ("movies", {"genres"}), ("movies", set()), ("movies", {"wattage"})):
+        assert doubt(load_scenario(name), columns) is None
+    # A file of one's own that names a column is right about it.
+    assert doubt(load_scenario("movies").model_copy(update={"item_fields": {"price": "Price"}}), kettles) is None
 
 
 def test_optional_fields_may_be_absent() -> None:
