@@ -6,14 +6,13 @@ The augment vectors enter as one DenseFeat, which gradients pass through.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from adapters.backbone import load_library
 from adapters.joint import partitions_of
-from demo.joint_torch import FIELD, HISTORY, Batch, Norms, train_jointly
+from demo.joint_torch import FIELD, HISTORY, Batch, Norms, demo_folder, train_jointly
 from lorestream import HybridExpertAdapter, InterestFusion
 
 
@@ -65,7 +64,7 @@ class KnowingBackbone(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train DIN or DCNMix jointly with Lorestream's modules.")
-    parser.add_argument("folder", type=Path, help="holds inputs/behaviours.parquet and warehouse/")
+    parser.add_argument("folder", type=demo_folder, help="holds inputs/behaviours.parquet and warehouse/")
     parser.add_argument("backbone", choices=("DIN", "DCNMix"))
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()

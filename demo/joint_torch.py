@@ -110,6 +110,14 @@ def predict(model: nn.Module, dataset: KnowledgeDataset, batch_size: int = 4096)
     return np.asarray(made.numpy())
 
 
+def demo_folder(given: str) -> Path:
+    """The folder of that name. Raises ArgumentTypeError where it is not what `make demo` makes."""
+    folder = Path(given)
+    if not (folder / "inputs" / "behaviours.parquet").is_file():
+        raise argparse.ArgumentTypeError(f"{folder} holds no inputs/behaviours.parquet; `make demo` makes demo-output")
+    return folder
+
+
 def train_jointly(folder: Path, make: Callable[[int, Norms], nn.Module], epochs: int) -> tuple[nn.Module, float]:
     """The model that `make` builds of (items, norms), fitted on the older four fifths of the events in `folder`, and
     its AUC on the newest."""
@@ -128,7 +136,7 @@ def train_jointly(folder: Path, make: Callable[[int, Norms], nn.Module], epochs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a plain PyTorch CTR model jointly with Lorestream's modules.")
-    parser.add_argument("folder", type=Path, help="holds inputs/behaviours.parquet and warehouse/")
+    parser.add_argument("folder", type=demo_folder, help="holds inputs/behaviours.parquet and warehouse/")
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     _, reached = train_jointly(given.folder, KnowingModel, given.epochs)

@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -24,6 +25,7 @@ from warehouse.errors import LorestreamError, UsageError
 app = App(
     name="lorestream",
     help="LLM knowledge for existing CTR models: offline, point-in-time correct feature tables.",
+    version=lambda: version("lorestream"),
     version_flags=["--version"],
     # `call` says what an interruption means for what is stored.
     suppress_keyboard_interrupt=False,
@@ -41,7 +43,9 @@ app.command(snapshots)
 
 ConfigPath = Annotated[Path, Parameter(name="--config", help="The configuration file.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object and nothing else.")]
-Wait = Annotated[float, Parameter(help="Seconds to wait for another writer before ending with 3.")]
+Wait = Annotated[
+    float, Parameter(validator=Number(gte=0), help="Seconds to wait for another writer before ending with 3.")
+]
 Ids = Annotated[
     tuple[str, ...],
     Parameter(allow_leading_hyphen=True, negative="", help="An id, repeatable; - for ids on standard input."),
@@ -325,7 +329,7 @@ def factors(
 @app.command
 def quality(
     *,
-    samples: Annotated[int, Parameter(help="Texts shown per status.")] = 3,
+    samples: Annotated[int, Parameter(validator=Number(gte=0), help="Texts shown per status.")] = 3,
     config: ConfigPath = DEFAULT_CONFIG,
     json: Json = False,
 ) -> None:
@@ -522,11 +526,17 @@ def _params(make: Callable[..., Params], **values: object) -> Params:
         return make(**values)
     except ValidationError as error:
         # Where a fault lies between several parameters, its message names the values.
-        faults = "; ".join(
-            f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" if e["loc"] else f"parameters: {e['msg']}"
-            for e in error.errors()
-        )
-        raise UsageError(f"{faults}. See `lorestream --help`.") from error
+        raise UsageError(f"{'; '.join(_said(error.errors()))}. See `lorestream --help`.") from error
+
+
+def _said(faults: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    places = [fault["loc"] for fault in faults]
+    for fault in faults:
+        place = fault["loc"]
+        # A whole has a fault because its part has.
+        if not any(len(other) > len(place) > 0 and other[: len(place)] == place for other in places):
+            message = fault["msg"].removeprefix("Value error, ")
+            yield f"{'.'.join(map(str, place))} = {fault['input']!r}: {message}" if place else message
 
 
 def _complain(message: str) -> None:

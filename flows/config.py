@@ -1,7 +1,7 @@
 """The configuration file: one frozen model per room, checked as a whole before anything runs."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -168,7 +168,7 @@ def load_config(path: Path, overrides: Mapping[str, object] | None = None) -> Co
     try:
         return Config.model_validate({**raw, "base": base})
     except ValidationError as error:
-        raise ConfigError(f"{path} has {_faults(error)}") from error
+        raise ConfigError(f"{path} has {_faults(error, overrides or {})}") from error
 
 
 def _resolve_model(path: Path, name: str, section: object, key: str) -> None:
@@ -182,7 +182,7 @@ def _resolve_model(path: Path, name: str, section: object, key: str) -> None:
         section[key] = str(folder)
 
 
-def _faults(error: ValidationError) -> str:
+def _faults(error: ValidationError, overrides: Collection[str]) -> str:
     lines = []
     for fault in error.errors():
         # Of a section that comes in several forms, pydantic names the form as well; the file does not.
@@ -196,5 +196,6 @@ def _faults(error: ValidationError) -> str:
             # Of two sections that do not go together; both stand in the message.
             lines.append(fault["msg"].removeprefix("Value error, "))
         else:
-            lines.append(f"`{where}` = {fault['input']!r}: {fault['msg']}")
+            source = ", which an option sets" if where in overrides else ""
+            lines.append(f"`{where}` = {fault['input']!r}{source}: {fault['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines) + ". `lorestream init` writes a file with every key explained."

@@ -63,7 +63,11 @@ def erase_entities(
             found = erase(config.root, subjects, columns, utc_now, **settle)
         if rebuild_groups:
             found["groups_rebuilt"] = _rebuild_groups(config, wait_s)
-    return {**found, "notes": _notes(found, rebuild_groups), "out_of_reach": list(OUT_OF_REACH)}
+    notes = _notes(found, rebuild_groups)
+    others = Subjects(users=subjects.items, items=subjects.users)
+    if not found["rows"] and survey_erasure(config.root, others, columns).counts()["rows"]:
+        notes.append(f"{'items' if subjects.users else 'users'} are called so, and they were left as they are")
+    return {**found, "notes": notes, "out_of_reach": list(OUT_OF_REACH)}
 
 
 def _ids(given: Iterable[str]) -> Iterator[str]:

@@ -93,6 +93,11 @@ def import_knowledge(
         accepted = _accept(run, texts, results)
         faults += accepted.faults
         rivals = _rivals(run, accepted)
+        if members is None and faults and not accepted.accepted and not accepted.unchanged:
+            raise InputError(
+                f"No text of {file} can be taken in: {dict(count_faults(faults))}; row {faults[0].row}: "
+                f"{faults[0].reason} ({faults[0].detail}). Nothing was stored. Mend the rows and import the file again."
+            )
         _store(run, file, accepted, faults)
         kinds = set(accepted.accepted) - {str(kind) for kind in config.knowledge.kinds}
         notes = list(run.report.notes)

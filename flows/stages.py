@@ -108,6 +108,8 @@ def _count_ingest(report: RunReport, reports: Sequence[IngestReport]) -> None:
     report.users = by_table["users"].accepted if "users" in by_table else 0
     for table, read in by_table.items():
         report.rejected += read.rejected
+        if read.sources and not read.read:
+            report.notes.append(f"`{table}` holds no row ({', '.join(source.path for source in read.sources)})")
         if read.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in read.reasons.items())
             report.notes.append(f"{read.rejected} of {read.read} rows of `{table}` were rejected ({reasons})")

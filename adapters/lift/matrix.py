@@ -146,8 +146,17 @@ class Matrix:
             ) from error
 
     def scores(self, cell: Cell) -> np.ndarray:
-        """Click probabilities of the split's test samples, of a cell that is done. float32 [test]."""
-        return np.asarray(np.load(self._path(cell, ".npy")))
+        """Click probabilities of the split's test samples, of a cell that is done. float32 [test].
+
+        Raises ConfigError for a file that is lost or damaged.
+        """
+        path = self._path(cell, ".npy")
+        try:
+            return np.asarray(np.load(path))
+        except (OSError, EOFError, ValueError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error}. Remove {self._path(cell, '.json')} to have the cell fitted anew."
+            ) from error
 
     def run(self, progress: Callable[[Progress], None] | None = None, workers: int = 1) -> None:
         """Fit the cells that are missing, in as many processes of one thread each as there are `workers`.

@@ -129,7 +129,15 @@ def test_what_the_disk_refuses_is_told_with_the_remedy(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["rn"], ["run", "--limit-users", "many"], ["run", "--limit-users", "0"], ["backfill"]]
+    "arguments",
+    [
+        ["rn"],
+        ["run", "--limit-users", "many"],
+        ["run", "--limit-users", "0"],
+        ["backfill"],
+        ["compact", "--wait", "-1"],
+        ["quality", "--samples", "-1"],
+    ],
 )
 def test_misspelt_commands_end_with_two(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert call(arguments) == 2

@@ -47,6 +47,12 @@ def test_a_key_cannot_be_laid_over_a_section_that_is_a_number(tmp_path: Path) ->
         load_config(config, {"engine.model": "x"})
 
 
+def test_a_value_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    config = open_shop(tmp_path)
+    with pytest.raises(ConfigError, match=r"`adapter\.backbone` = 'Nope', which an option sets: Input should be"):
+        load_config(config, {"adapter.backbone": "Nope"})
+
+
 @pytest.mark.parametrize("model", ["", " "])
 @pytest.mark.parametrize("key", ["engine.model", "encoder.model"])
 def test_a_model_without_a_name_is_refused(tmp_path: Path, key: str, model: str) -> None:

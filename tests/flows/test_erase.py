@@ -286,6 +286,9 @@ def test_an_id_that_nobody_has_is_barred_all_the_same(shop: Path) -> None:
     report = erase_entities(load_config(shop), ["nobody"], [])
     assert (report["rows"], report["marked_adapters"]) == ({}, [])
     assert "barred" in report["notes"][0]
+    assert len(report["notes"]) == 1
+    [_, told] = erase_entities(load_config(shop), ["i3"], [], dry_run=True)["notes"]
+    assert told == "items are called so, and they were left as they are"
     assert stored_rows(root_of(shop)) == before
     write(shop.parent, "behaviours-4.parquet", [happened(1, 3, 200 + n) | {"user_id": "nobody"} for n in range(9)])
     run = open_run(shop, quick=True)

@@ -116,6 +116,11 @@ def test_an_import_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> 
     ):
         with pytest.raises(InputError, match=error):
             import_knowledge(config, file, None, who, None)
+    pq.write_table(pa.table({"id": ["nobody"], "text": ["Fine."], "model": ["m"]}), tmp_path / "strange.parquet")
+    with pytest.raises(
+        InputError, match=r"No text of .*strange\.parquet can be taken in: .*row 1: .*Nothing was stored"
+    ):
+        import_knowledge(config, tmp_path / "strange.parquet", "item", None, None)
     for options, error in (
         ((None, None, event(0, 0, 1)["ts"]), "--members"),
         (("item", None, None), "column `entity`"),

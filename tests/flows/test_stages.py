@@ -248,6 +248,14 @@ def test_lineage_names_everything_that_made_a_row(tmp_path: Path) -> None:
     assert pa.types.is_list(rows.schema.field("augment").type)
 
 
+def test_an_input_that_became_empty_is_told_once(tmp_path: Path) -> None:
+    shop = open_shop(tmp_path)
+    run_once(shop)
+    write_items(tmp_path, [])
+    notes = [[note for note in run_once(shop).report.notes if "holds no row" in note] for _ in range(2)]
+    assert notes == [[f"`items` holds no row ({tmp_path / 'inputs' / 'items.parquet'})"], []]
+
+
 def test_an_event_of_the_future_is_rejected_and_seals_nothing(tmp_path: Path) -> None:
     shop = open_shop(tmp_path, users=4, events_each=6)
     late = {**event(0, 1, 0), "ts": datetime.now(UTC) + timedelta(days=400)}

@@ -213,7 +213,8 @@ except LorestreamError as error:
 def test_reading_needs_pyarrow_and_duckdb_only_and_the_rest_says_what_to_install(
     warehouse: Warehouse, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", READER, str(warehouse.root), str(tmp_path / "exported")]
+    exported = tmp_path.with_name(f"{tmp_path.name}-exported")
+    command = [sys.executable, "-c", READER, str(warehouse.root), str(exported)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout.splitlines() == [
         "[[1.0, 2.0]] 2",

@@ -120,6 +120,17 @@ def test_a_broken_result_is_named(data: LiftData, tmp_path: Path) -> None:
         matrix.find(matrix.cells()[0])
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY\x01\x00v\x00{'de"])
+def test_scores_that_were_lost_or_cut_short_are_named(data: LiftData, tmp_path: Path, content: bytes | None) -> None:
+    matrix = Matrix(data, SMALL, tmp_path)
+    path = matrix._path(matrix.cells()[0], ".npy")
+    path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{path} cannot be read: .*Remove .*\.json to have the cell fitted anew"):
+        matrix.scores(matrix.cells()[0])
+
+
 def test_workers_fit_the_same_cells(data: LiftData, tmp_path: Path) -> None:
     config = SMALL.model_copy(update={"protocols": ("cold_items",)})
     alone, shared = Matrix(data, config, tmp_path / "alone"), Matrix(data, config, tmp_path / "shared")
