@@ -5,6 +5,7 @@ sorted nor copied more than once.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -159,7 +160,10 @@ def _vectors(augment: pa.ChunkedArray, match: pa.Array, dim: int, fill: Fill) ->
         which = which.fill_null(count)
     # One block of vectors of one length, zeros last: a take copies whole vectors, five times as fast as lists.
     block = pa.concat_arrays([*numbers, pa.array([0.0] * dim, pa.float32())])
-    slices = [_lists(block, which.slice(start, _TAKE_ROWS), dim) for start in range(0, len(match), _TAKE_ROWS)]
+    # Arrow takes with one thread, and lets others go on.
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        parts = (which.slice(start, _TAKE_ROWS) for start in range(0, len(match), _TAKE_ROWS))
+        slices = list(pool.map(lambda part: _lists(block, part, dim), parts))
     return pa.chunked_array(slices, _VECTOR), has_vector
 
 
