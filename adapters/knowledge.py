@@ -197,15 +197,18 @@ def _vectors(con: duckdb.DuckDBPyConnection, stored: Stored, rows: pa.Table) -> 
     # Vectors stream past the few keys into their places. DuckDB guesses how many there are, and may put them all into
     # the join's hash table instead.
     con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-    found = con.sql(
-        "SELECT place, vector FROM embeddings JOIN places USING (request_key) WHERE encoder_id = $encoder",
-        params={"encoder": stored.encoder_id},
-    ).to_arrow_reader(_BATCH_ROWS)
-    for batch in found:
-        at = batch.column("place").to_numpy()
-        vectors[at] = batch.column("vector").flatten().to_numpy().reshape(-1, stored.dim)
-        has_vector[at] = True
-    con.execute("RESET disabled_optimizers")
+    try:
+        found = con.sql(
+            "SELECT place, vector FROM embeddings JOIN places USING (request_key) WHERE encoder_id = $encoder",
+            params={"encoder": stored.encoder_id},
+        ).to_arrow_reader(_BATCH_ROWS)
+        for batch in found:
+            at = batch.column("place").to_numpy()
+            vectors[at] = batch.column("vector").flatten().to_numpy().reshape(-1, stored.dim)
+            has_vector[at] = True
+    finally:
+        # The setting is the database's, which all connections share.
+        con.execute("RESET disabled_optimizers")
     con.unregister("places")
     return vectors, has_vector
 

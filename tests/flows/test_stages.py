@@ -17,6 +17,7 @@ from augment.plan import Scope
 from tests.flows.shop import START, event, open_shop, run_once, scripted_engine, write_events, write_items
 from warehouse.entities import TemplateTokenInItem
 from warehouse.errors import ConfigError
+from warehouse.sql import connect
 from warehouse.status import warehouse_status
 
 
@@ -246,6 +247,16 @@ def test_lineage_names_everything_that_made_a_row(tmp_path: Path) -> None:
         assert rows.column(column).null_count == 0, column
     assert set(rows.column("snapshot_id").to_pylist()) == {run.report.snapshot}
     assert pa.types.is_list(rows.schema.field("augment").type)
+
+
+def test_a_read_of_vectors_that_fails_leaves_the_shared_database_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters.knowledge._BATCH_ROWS", "many")
+    with pytest.raises(ValueError, match="many"):
+        run_once(open_shop(tmp_path))
+    with connect() as con:
+        assert con.sql("SELECT current_setting('disabled_optimizers')").fetchall() == [("",)]
 
 
 def test_an_input_that_became_empty_is_told_once(tmp_path: Path) -> None:
